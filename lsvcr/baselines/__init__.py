@@ -1,0 +1,1 @@
+"""Other recommenders under the same protocol and evaluator: what the product is measured against."""

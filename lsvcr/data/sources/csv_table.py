@@ -1,0 +1,287 @@
+"""A raw CSV file as typed Polars columns, with the exact place and reason of every row that is broken.
+
+Polars reads the file once, streaming, every field as text, and casts the needed columns itself, so that a
+value that does not fit is known by its row. Only when something is wrong does Python's csv reader walk the
+file to find the line: quoted fields may hold line breaks, so rows and lines differ.
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from lsvcr.data.sources.logs import LISTED, ROW, BadRows, drop_bad
+from lsvcr.utils.errors import UserError
+
+Kind = Literal["id", "milliseconds", "seconds", "flag", "number", "count", "text"]
+"""How a column is read: id -> int64; milliseconds and seconds -> int64 Unix ms, not negative; flag -> bool
+from 0 or 1; number -> float64; count -> int64, not negative, empty is 0; text -> str, empty allowed."""
+
+_WORDS: dict[str, str] = {
+    "id": "a whole number",
+    "milliseconds": "a time in Unix milliseconds, not negative",
+    "seconds": "a time in Unix seconds, not negative",
+    "flag": "0 or 1",
+    "number": "a number",
+    "count": "a number, not negative",
+}
+
+_EXTRA = "__beyond_the_header__"
+_FAULT = "fault"
+_TOO_MANY = 100
+_PERHAPS_TOO_FEW = 101
+"""The last field is empty: a short row, or a whole one with an empty end; Polars reads both alike."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that is needed, by its name in the header."""
+
+    name: str
+    kind: Kind
+
+
+class CsvTable:
+    """One CSV file with a header row, UTF-8 with or without BOM, any line ends.
+
+    Raises:
+        UserError: no such file, empty file, another delimiter, or a needed column is not in the header.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[Column], lossy: bool = False) -> None:
+        self.path = path
+        self.name = path.name
+        self._columns = tuple(columns)
+        # With --skip-bad-rows a byte that is no UTF-8 becomes U+FFFD instead of stopping the run.
+        self._lossy = lossy
+        self._header = self._read_header()
+
+    def collect(self, bad: BadRows, keep: pl.Expr | None = None) -> tuple[pl.DataFrame, int]:
+        """Read the file once.
+
+        Args:
+            bad: where broken rows are reported.
+            keep: only rows where this holds come back (an expression over the needed columns); rows that
+                are broken are reported whether it holds or not.
+
+        Returns:
+            The needed columns typed by their kind, with `row`, in file order; and the number of rows in
+            the file, blank lines not counted.
+
+        Raises:
+            UserError: a broken row (see `BadRows`), or damage that hides where rows end.
+        """
+        rows = self._scan()
+        wanted = rows if keep is None else rows.filter(keep | (pl.col(_FAULT) > 0))
+        try:
+            frame, size = pl.collect_all([wanted, rows.select(pl.len())], engine="streaming")
+        except (pl.exceptions.ComputeError, pl.exceptions.SchemaError) as error:
+            raise self._damage(str(error)) from None
+        frame = self._without_faults(frame.sort(ROW), bad)
+        if keep is not None:
+            frame = frame.filter(keep)
+        return frame, int(size.item())
+
+    def collect_unique(self, key: str, bad: BadRows) -> pl.DataFrame:
+        """As `collect`, for a file with one row an id: an id that comes again is a broken row."""
+        frame, _ = self.collect(bad)
+        again = ~frame[key].is_first_distinct()
+        return drop_bad(frame, again, self, pl.format(f"{key} {{}} stands here a second time", key), bad)
+
+    def places(self, rows: Sequence[int]) -> list[str]:
+        """`file, line n` for each of `rows` (ascending)."""
+        return [f"{self.path}, line {line}" for line, _ in self._find(rows)]
+
+    def _read_header(self) -> list[str]:
+        if not self.path.is_file():
+            raise UserError(f"{self.path} is missing; the raw folder must hold {self.name}")
+        try:
+            with open(self.path, newline="", encoding="utf-8-sig") as stream:
+                line = stream.readline()
+                header = next(csv.reader([line]), [])
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(
+                f"{self.path}, line 1: the header cannot be read as UTF-8 CSV ({error})"
+            ) from None
+        if not header:
+            raise UserError(f"{self.path} is empty; it must start with a header row")
+        needed = [column.name for column in self._columns]
+        missing = [name for name in needed if name not in header]
+        if not missing:
+            return header
+        for mark, word in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"), ("::", "double colons")):
+            if len(header) == 1 and mark in line:
+                raise UserError(
+                    f"{self.path}, line 1: the fields are separated by {word}; write the file with commas"
+                )
+        raise UserError(
+            f"{self.path}, line 1: no column {', '.join(missing)} in the header ({', '.join(header)}); "
+            f"the file must have {', '.join(needed)}"
+        )
+
+    def _scan(self) -> pl.LazyFrame:
+        """Typed needed columns with `row` and `fault`: 0, 1 + the index of the bad column, or a constant."""
+        rows = pl.scan_csv(
+            self.path,
+            has_header=False,
+            skip_lines=1,
+            schema=dict.fromkeys([*self._header, _EXTRA], pl.String()),
+            truncate_ragged_lines=True,
+            missing_columns="insert",
+            extra_columns="ignore",
+            encoding="utf8-lossy" if self._lossy else "utf8",
+            row_index_name=ROW,
+            glob=False,
+        )
+        names = [column.name for column in self._columns]
+        last = self._header[-1]
+        rows = rows.filter(~pl.all_horizontal(pl.col({*names, last}).is_null()))
+        fault: Any = pl.when(pl.col(_EXTRA).is_not_null()).then(_TOO_MANY)
+        for index, column in enumerate(self._columns):
+            if column.kind != "text":
+                fault = fault.when(~_is_good(column)).then(1 + index)
+        fault = fault.when(pl.col(last).is_null()).then(_PERHAPS_TOO_FEW)
+        values = [_value(column).alias(column.name) for column in self._columns]
+        return rows.select(ROW, *values, fault.otherwise(0).cast(pl.UInt8).alias(_FAULT))
+
+    def _without_faults(self, frame: pl.DataFrame, bad: BadRows) -> pl.DataFrame:
+        suspects = frame.filter(pl.col(_FAULT) == _PERHAPS_TOO_FEW)[ROW].to_numpy()
+        short = [
+            row
+            for row, (_, fields) in zip(suspects, self._find(suspects), strict=True)
+            if self._is_short(fields)
+        ]
+        broken = frame.filter(
+            pl.col(_FAULT).is_between(1, _TOO_MANY) | pl.col(ROW).is_in(pl.Series(short, dtype=pl.UInt32))
+        )
+        if broken.height:
+            first = broken.head(LISTED)
+            found = self._find(first[ROW].to_list())
+            lines = [
+                f"{self.path}, line {line}: {self._reason(fields, fault)}"
+                for (line, fields), fault in zip(found, first[_FAULT], strict=True)
+            ]
+            bad.add(self.name, broken.height, lines)
+            frame = frame.filter(~pl.col(ROW).is_in(broken[ROW]))
+        return frame.drop(_FAULT)
+
+    def _is_short(self, fields: list[str]) -> bool:
+        return len(fields) < len(self._header)
+
+    def _reason(self, fields: list[str], fault: int) -> str:
+        if self._is_short(fields) or fault == _TOO_MANY:
+            amount = "few" if self._is_short(fields) else "many"
+            quoting = "" if amount == "few" else "; text with a comma must stand in quotes"
+            return f"{len(fields)} fields are too {amount}, the header has {len(self._header)}{quoting}"
+        column = self._columns[fault - 1]
+        value = fields[self._header.index(column.name)]
+        shown = "empty" if not value else repr(value if len(value) <= 40 else value[:40] + "...")
+        return f"{column.name} is {shown}, expected {_WORDS[column.kind]}"
+
+    def _find(self, rows: Sequence[int] | np.ndarray) -> Iterator[tuple[int, list[str]]]:
+        """(line, fields) of each of `rows` (ascending), walking the file once."""
+        wanted = iter(rows)
+        target = next(wanted, None)
+        if target is None:
+            return
+        for row, (line, fields) in enumerate(self._walk()):
+            if row == target:
+                yield line, fields
+                target = next(wanted, None)
+                if target is None:
+                    return
+
+    def _walk(self) -> Iterator[tuple[int, list[str]]]:
+        """(first line, fields) of every row after the header, blank lines as empty rows."""
+        csv.field_size_limit(1 << 30)
+        with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as stream:
+            reader = csv.reader(stream)
+            next(reader, None)
+            line = reader.line_num
+            for fields in reader:
+                yield line + 1, fields
+                line = reader.line_num
+
+    def _damage(self, message: str) -> UserError:
+        """Find the line where Polars lost its way: bytes that are no UTF-8, or quotes that do not match."""
+        line = _first_undecodable_line(self.path)
+        if line and not self._lossy:
+            return UserError(
+                f"{self.path}, line {line}: not UTF-8. Convert the file (iconv -f LATIN1 -t UTF-8), or pass "
+                "--skip-bad-rows to read such bytes as U+FFFD"
+            )
+        line = self._first_bad_quote()
+        if line:
+            return UserError(
+                f"{self.path}, line {line}: the quotes do not match, so it is unclear where the row ends. "
+                "Mend the line: a field with a quote, comma or line break stands in quotes, and a quote "
+                "inside it is doubled"
+            )
+        return UserError(f"{self.path} cannot be read as CSV: {message.splitlines()[0]}")
+
+    def _first_bad_quote(self) -> int:
+        """Line of the first row whose quotes are not CSV's; 0 if there is none."""
+        with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as stream:
+            held: list[str] = []
+            lines = (held.append(line) or line for line in stream)  # type: ignore[func-returns-value]
+            reader = csv.reader(lines, strict=True)
+            start = 1
+            try:
+                for _ in reader:
+                    # A quote in the middle of an unquoted field is legal to Python's reader alone.
+                    if len(held) == 1 and held[0].count('"') % 2:
+                        return start
+                    held.clear()
+                    start = reader.line_num + 1
+            except csv.Error:
+                return start
+        return 0
+
+
+def _value(column: Column) -> pl.Expr:
+    """The column by its kind; null where it does not fit."""
+    text = pl.col(column.name)
+    number = text.cast(pl.Float64, strict=False)
+    if column.kind == "id":
+        return text.cast(pl.Int64, strict=False)
+    if column.kind == "text":
+        return text.fill_null("")
+    if column.kind == "flag":
+        return number == 1
+    if column.kind == "number":
+        return number
+    if column.kind == "seconds":
+        number = number * 1000
+    if column.kind == "count":
+        number = number.fill_null(0)
+    # A double holds whole milliseconds exactly for the next 280,000 years.
+    return number.round().cast(pl.Int64, strict=False)
+
+
+def _is_good(column: Column) -> pl.Expr:
+    """Never null: whether the raw text of the column fits its kind."""
+    text = pl.col(column.name)
+    number = text.cast(pl.Float64, strict=False)
+    if column.kind == "id":
+        return text.cast(pl.Int64, strict=False).is_not_null()
+    if column.kind == "flag":
+        return number.is_in([0.0, 1.0]).fill_null(False)
+    if column.kind == "number":
+        return number.is_finite().fill_null(False)
+    fits = (number.is_finite() & (number >= 0) & (number < 2**53)).fill_null(False)
+    return fits | text.is_null() if column.kind == "count" else fits
+
+
+def _first_undecodable_line(path: Path) -> int:
+    """Number of the first line that is not UTF-8; 0 if all are."""
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 0

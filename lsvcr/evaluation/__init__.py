@@ -1,0 +1,1 @@
+"""Protocols, metrics and the evaluator every model is measured by."""

@@ -1,0 +1,171 @@
+"""Ranks a split's positives with a model's vectors; the figures do not depend on how the work is cut.
+
+User vectors are computed in blocks of fixed size that start at fixed rows, so that a row meets the same
+arithmetic whatever the batch size and whichever process it falls to. Each process takes every n-th block; the
+counts are gathered by row and reduced once.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol as Interface
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsvcr.data.rank import RankBatch, RankData
+from lsvcr.data.spans import Spans, ranges
+from lsvcr.evaluation.counting import Counts, count_catalogue, count_listed
+from lsvcr.evaluation.metrics import DEFAULT_METRICS, Ranks, compute
+from lsvcr.evaluation.protocol import FULL, Protocol, check, fingerprint, listed_candidates
+from lsvcr.evaluation.result import Result
+from lsvcr.schema import Task
+from lsvcr.utils.distributed import gather_rows, rank, world_size
+from lsvcr.utils.errors import UserError
+
+BLOCK = 128
+"""Rows whose user vectors are computed together."""
+
+CHUNK = 4096
+"""Items scored at once."""
+
+COLD_BELOW = 5
+"""A target with fewer training interactions is cold."""
+
+
+class Scorer(Interface):
+    """The part of `Recommender` that evaluation needs; a score is the inner product of two vectors."""
+
+    def user_vectors(self, batch: RankBatch) -> Tensor:
+        """(B, w) float32."""
+        ...
+
+    def item_vectors(self) -> Tensor:
+        """(N + 1, w) float32 by index, row 0 is padding."""
+        ...
+
+
+@torch.no_grad()
+def evaluate(
+    scorer: Scorer,
+    data: RankData,
+    protocols: Mapping[str, Protocol] | None = None,
+    *,
+    metrics: tuple[str, ...] = DEFAULT_METRICS,
+    batch_size: int = 512,
+    chunk: int = CHUNK,
+    device: torch.device | None = None,
+) -> dict[str, Result]:
+    """Evaluate a model on a split under one or more protocols.
+
+    Args:
+        scorer: the model, in evaluation mode; its item vectors are computed once.
+        data: the samples.
+        protocols: by a name of the caller's; None = {"full": FULL}.
+        metrics: names such as `ndcg@10`.
+        batch_size: rows ranked at once, rounded up to whole blocks.
+        chunk: items scored at once. Neither changes a figure.
+        device: where batches go; None = CPU.
+
+    Returns:
+        A `Result` for each protocol, complete on every process.
+
+    Raises:
+        UserError: the split has no rows, vectors are not finite, or the dataset cannot serve a protocol.
+    """
+    chosen = {"full": FULL} if protocols is None else protocols
+    for protocol in chosen.values():
+        check(protocol, data)
+    if not len(data):
+        raise UserError(
+            f"{data.dataset.root} has no {data.task.label} samples in its {data.split.value} split"
+        )
+    items = _finite(scorer.item_vectors(), "item")
+    counted: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
+    numbers: list[np.ndarray] = []
+    offsets = np.concatenate([[0], np.cumsum(data.positives(np.arange(len(data))).counts)])
+    for rows in _own_rows(len(data), batch_size):
+        users = _users(scorer, data, rows, device)
+        positives = data.positives(rows)
+        numbers.append(ranges(offsets[rows], positives.counts))
+        for name, protocol in chosen.items():
+            counts = _rank(users, items, data, rows, positives, protocol, chunk)
+            counted[name].append(torch.stack([counts.higher, counts.tied], dim=1).cpu().numpy())
+    ids = np.concatenate([*numbers, np.zeros(0, dtype=np.int64)])
+    results = {}
+    for name, protocol in chosen.items():
+        local = np.concatenate([*counted[name], np.zeros((0, 2), dtype=np.int64)])
+        _, table = gather_rows(ids, local)
+        results[name] = _result(Ranks(offsets, table[:, 0], table[:, 1]), data, protocol, metrics)
+    return results
+
+
+def _own_rows(total: int, batch_size: int) -> list[np.ndarray]:
+    """Row numbers of this process, a batch at a time, in whole blocks."""
+    blocks = [np.arange(start, min(start + BLOCK, total)) for start in range(0, total, BLOCK)]
+    mine = blocks[rank() :: world_size()]
+    together = max(1, -(-batch_size // BLOCK))
+    return [np.concatenate(mine[start : start + together]) for start in range(0, len(mine), together)]
+
+
+def _users(scorer: Scorer, data: RankData, rows: np.ndarray, device: torch.device | None) -> Tensor:
+    """(B, w): user vectors of `rows`, block by block."""
+    parts = []
+    for start in range(0, len(rows), BLOCK):
+        batch = data.evaluation(rows[start : start + BLOCK])
+        parts.append(scorer.user_vectors(batch if device is None else batch.to(device)))
+    return _finite(torch.cat(parts), "user")
+
+
+def _rank(
+    users: Tensor,
+    items: Tensor,
+    data: RankData,
+    rows: np.ndarray,
+    positives: Spans,
+    protocol: Protocol,
+    chunk: int,
+) -> Counts:
+    owner = _to(positives.owner(), users)
+    targets = _to(positives.flat(), users)
+    if protocol.name == "full" and data.task is Task.REC:
+        seen = None
+        if protocol.filter_seen:
+            history = data.seen_videos(rows)
+            seen = _to(history.owner(), users), _to(history.flat(), users)
+        return count_catalogue(users, items, owner, targets, seen, chunk)
+    lists = listed_candidates(protocol, data, rows)
+    borders = _to(np.concatenate([[0], np.cumsum(lists.counts)]), users)
+    return count_listed(users, items, owner, targets, borders, _to(lists.flat(), users))
+
+
+def _result(ranks: Ranks, data: RankData, protocol: Protocol, metrics: tuple[str, ...]) -> Result:
+    counted = ranks.positives > 0
+    values = {name: column[counted] for name, column in compute(ranks, metrics).items()}
+    slices = {name: mask[counted] for name, mask in _slices(ranks, data).items()}
+    return Result(
+        fingerprint=fingerprint(protocol, data),
+        rows=np.flatnonzero(counted),
+        values=values,
+        slices=slices,
+        rows_without_positives=int((~counted).sum()),
+        positives_not_listed=int((ranks.tied == 0).sum()),
+    )
+
+
+def _slices(ranks: Ranks, data: RankData) -> dict[str, np.ndarray]:
+    """`cold`: every positive has fewer than COLD_BELOW training interactions."""
+    counts = data.dataset.train_counts() if data.task is Task.REC else data.dataset.comment_train_counts()
+    targets = data.positives(np.arange(len(data))).flat()
+    return {"cold": ranks.sums((counts[targets] >= COLD_BELOW).astype(np.float64)) == 0}
+
+
+def _finite(vectors: Tensor, kind: str) -> Tensor:
+    if not bool(torch.isfinite(vectors).all()):
+        raise UserError(
+            f"the model's {kind} vectors hold NaN or infinity: the run has diverged, lower the learning rate"
+        )
+    return vectors.float()
+
+
+def _to(array: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(array.astype(np.int64)).to(like.device)

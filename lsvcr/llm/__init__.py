@@ -1,0 +1,1 @@
+"""The language model of stage one: loading, adapters, text vectors, and its alignment with the SR model."""

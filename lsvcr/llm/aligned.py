@@ -1,0 +1,238 @@
+"""LLM and SR model together, as stage one trains them (LSVCR paper, personalised preference alignment)."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsvcr.data.align import AlignBatch
+from lsvcr.llm.encoder import encode
+from lsvcr.llm.families import backbone, output_head, unwrap
+from lsvcr.losses.alignment import behaviour_contrast, preference_contrast, recommendation_contrast
+from lsvcr.models.sr import EmbeddingHead, Histories, Positions, SRModel, random_positions
+from lsvcr.nn.ragged import segment_mean
+from lsvcr.utils.errors import UserError
+from lsvcr.utils.seeding import generator
+
+_POSITION_STREAM = 21
+
+
+@dataclass
+class Vectors:
+    """What the losses of B samples are made of; float32."""
+
+    users: Tensor
+    """(B, d) SR user vectors: Rec from the video history, CommRank from the comment history."""
+    others: Tensor
+    """(B, d) the same pooling of the other history."""
+    llm_users: Tensor
+    """(B, d) LLM user vectors: last prompt token, projected."""
+    targets: Tensor
+    """(B, d) item vectors of the targets, text alone."""
+    lm: Tensor
+    """(B,) mean cross-entropy of each sample's response tokens."""
+
+
+class AlignedHeads(nn.Module):
+    """All that trains in full: SR model, embedding head and contrast projection.
+
+    Args:
+        llm_width: h, width of the LLM.
+        text_width: e, width of a text vector.
+        sr: SR model without ids.
+    """
+
+    def __init__(self, sr: SRModel, llm_width: int, text_width: int) -> None:
+        super().__init__()
+        self.sr = sr
+        self.head = EmbeddingHead(llm_width, text_width)
+        self.contrast = nn.Linear(llm_width, sr.hidden)
+
+    def texts(self, pooled: Tensor) -> Tensor:
+        """Item vectors of texts, without ids: (N, h) -> (N, d)."""
+        return self.sr.project(self.head(pooled))
+
+    def forward(
+        self, pooled: Tensor, states: Tensor, batch: AlignBatch, positions: Positions | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Vectors of both branches.
+
+        Args:
+            pooled: (N, h) pooled LLM states of `batch.texts`.
+            states: (B, h) LLM states at the last prompt token.
+            batch: the indices.
+            positions: rows of the position tables; None = 0 .. L-1.
+
+        Returns:
+            users, others, LLM users and targets, each (B, d).
+        """
+        texts = self.texts(pooled)
+        encoded = self.sr.encode(gather_histories(texts, batch), positions)
+        watched = self.sr.video_vectors(texts[batch.watched])
+        # Both tasks are computed for every row: each parameter then takes part on every process, whatever
+        # mixture of tasks its rows are, as the reduction of gradients needs.
+        is_rec = batch.is_rec.unsqueeze(1)
+        users = torch.where(is_rec, self.sr.rec_user(encoded), self.sr.comm_rank_user(encoded, watched))
+        others = torch.where(is_rec, self.sr.rec_other(encoded), self.sr.comm_rank_other(encoded, watched))
+        # Without ids a video's and a comment's item vector are both their projected text.
+        return users, others, self.contrast(states), texts[batch.target]
+
+
+class _TextsAlone(nn.Module):
+    """`AlignedHeads.texts` as a forward pass."""
+
+    def __init__(self, heads: AlignedHeads) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(N, h) -> (N, d)."""
+        return self.heads.texts(pooled)
+
+
+class AlignedModel(nn.Module):
+    """LLM (with LoRA or frozen) and `AlignedHeads`; a forward pass gives the named losses of a batch.
+
+    Args:
+        llm: causal LM or a `PeftModel` around one.
+        heads: trained in full; computed in float32 whatever the precision its parameters are kept in.
+        pad_id: fills text batches.
+        text_token_budget: tokens of one text batch, padding included.
+        weights: of the losses `lm`, `rec` and `contrast` (published: 1, 1, 0.5).
+    """
+
+    def __init__(
+        self,
+        llm: nn.Module,
+        heads: AlignedHeads,
+        *,
+        pad_id: int,
+        text_token_budget: int,
+        weights: Mapping[str, float],
+    ) -> None:
+        super().__init__()
+        self.llm, self.heads = llm, heads
+        self._pad_id, self._budget, self._weights = pad_id, text_token_budget, dict(weights)
+        self._takes_positions = "position_ids" in inspect.signature(backbone(llm).forward).parameters
+
+    def forward(self, batch: AlignBatch, positions: Positions | None) -> dict[str, Tensor]:
+        """Losses of a batch by name, `loss` their weighted sum; see `losses`."""
+        return self.losses(self.vectors(batch, positions), batch)
+
+    def vectors(self, batch: AlignBatch, positions: Positions | None) -> Vectors:
+        """Both branches of a batch. Every distinct text goes through the LLM once.
+
+        Args:
+            batch: on the model's device.
+            positions: see `draw_positions`; None in evaluation.
+        """
+        pooled = self._pooled(batch.texts)
+        last, lm = self._read_prompts(batch)
+        users, others, llm_users, targets = torch.func.functional_call(
+            self.heads, self._exact_heads(), (pooled, last, batch, positions)
+        )
+        return Vectors(users, others, llm_users, targets, lm)
+
+    def text_vectors(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Item vectors of texts given as token ids: (N, d) float32. No text has the vector zero."""
+        exact = {f"heads.{name}": value for name, value in self._exact_heads().items()}
+        vectors: Tensor = torch.func.functional_call(_TextsAlone(self.heads), exact, (self._pooled(texts),))
+        return vectors
+
+    def _pooled(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        return encode(backbone(self.llm), texts, pad_id=self._pad_id, budget=self._budget)
+
+    def _exact_heads(self) -> dict[str, Tensor]:
+        """The heads' parameters in float32, where the optimiser may keep them in bf16: the heads are small, and
+        their cosines are divided by 0.07, which makes bf16's rounding felt."""
+        return {name: value.float() for name, value in self.heads.named_parameters()}
+
+    def losses(self, vectors: Vectors, batch: AlignBatch) -> dict[str, Tensor]:
+        """The loss parts, means over this process's samples, with negatives from all processes.
+
+        The LM loss is the mean over samples of each sample's mean over response tokens, so that with equally many
+        samples on every process the processes' average is the loss of the joined batch.
+
+        Returns:
+            `lm`, `rec`, `behaviour`, `preference` and `loss`, their weighted sum; float32 scalars.
+        """
+        tau = self.heads.sr.temperature
+        parts = {
+            "lm": vectors.lm.mean(),
+            "rec": recommendation_contrast(
+                vectors.users, vectors.targets, batch.target_keys, batch.positive_keys, tau
+            ),
+            "behaviour": behaviour_contrast(vectors.llm_users, vectors.users, vectors.others, tau),
+            "preference": preference_contrast(vectors.users, vectors.llm_users, tau),
+        }
+        contrast = self._weights["contrast"] * (parts["behaviour"] + parts["preference"])
+        total = self._weights["lm"] * parts["lm"] + self._weights["rec"] * parts["rec"] + contrast
+        return {"loss": total, **parts}
+
+    def _read_prompts(self, batch: AlignBatch) -> tuple[Tensor, Tensor]:
+        """States at the last prompt token (B, h) and each sample's LM loss (B,), float32."""
+        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
+        if self._takes_positions:
+            inputs["position_ids"] = (batch.mask.cumsum(1) - 1).clamp(min=0)
+        states = backbone(self.llm)(**inputs, use_cache=False).last_hidden_state  # (B, T, h)
+        last = states[torch.arange(len(batch), device=states.device), batch.prompt_last].float()
+        # Vocabulary logits for response tokens alone.
+        logits = output_head(self.llm)(states.flatten(0, 1)[batch.response_places]).float()  # (R, vocabulary)
+        token_losses = F.cross_entropy(logits, batch.response_labels, reduction="none")
+        sums = token_losses.new_zeros(len(batch)).index_add(0, batch.response_rows, token_losses)
+        return last, sums / torch.bincount(batch.response_rows, minlength=len(batch))
+
+
+def gather_histories(texts: Tensor, batch: AlignBatch) -> Histories:
+    """Histories of a batch from its distinct, projected texts (N, d)."""
+    rows, steps = batch.comment_title.shape
+    comments = segment_mean(texts[batch.comment_texts], batch.comment_segments, rows * steps)
+    return Histories(
+        video_title=texts[batch.video_title],
+        video_comment=texts[batch.video_comment],
+        video_ids=batch.video_ids,
+        video_mask=batch.video_ids > 0,
+        comment_title=texts[batch.comment_title],
+        comment_comment=comments.view(rows, steps, -1),
+        comment_video_ids=batch.comment_video_ids,
+        comment_mask=batch.comment_video_ids > 0,
+    )
+
+
+def draw_positions(batch: AlignBatch, longest: tuple[int, int], max_position: int, *keys: int) -> Positions:
+    """The positions of one training batch: for each history a random increasing subset.
+
+    The subset is drawn for the longest history there can be and its first rows are used, so that it is the same
+    on every process and does not depend on how a batch is padded.
+
+    Args:
+        batch: on any device.
+        longest: most entries of the video and of the comment history.
+        max_position: rows of the position tables.
+        keys: of the random stream, such as (seed, step).
+    """
+    rng = generator(*keys, _POSITION_STREAM)
+    rows = [random_positions(length, max_position, rng) for length in longest]
+    widths = (batch.video_title.shape[1], batch.comment_title.shape[1])
+    video, comment = (row[:width].to(batch.rows.device) for row, width in zip(rows, widths, strict=True))
+    return video, comment
+
+
+def enable_checkpointing(llm: nn.Module) -> None:
+    """Recompute activations in the backward pass of both branches: less memory, more time.
+
+    Raises:
+        UserError: the LLM's family cannot.
+    """
+    model, options = unwrap(llm), {"use_reentrant": False}
+    try:
+        # transformers 5.2x renamed it and drops the older name in version 6.
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    except ValueError as error:
+        raise UserError(f"this LLM cannot recompute activations ({error}): give --gradient_checkpointing False") from error

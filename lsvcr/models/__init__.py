@@ -1,0 +1,1 @@
+"""Models: the SR model (the product), what every recommender offers, and checkpoints."""

@@ -1,0 +1,67 @@
+"""The only place for names: tasks, splits, columns, files and the padding index."""
+
+from enum import Enum
+
+PAD = 0
+"""Index 0 is padding in every id space; row i of a table holds index i + 1."""
+
+FORMAT_VERSION = 1
+"""Version of the prepared dataset's layout; a reader refuses any other."""
+
+
+class Task(str, Enum):
+    """What is ranked: the next video, or the comments of the video being watched."""
+
+    REC = "rec"
+    COMM_RANK = "comm_rank"
+
+    @classmethod
+    def parse(cls, text: str) -> "Task":
+        """Accept the reference's spelling (`Rec`, `CommRank`) and ours (`rec`, `comm_rank`)."""
+        key = text.replace("_", "").replace("-", "").lower()
+        names = {"rec": cls.REC, "commrank": cls.COMM_RANK}
+        if key not in names:
+            raise ValueError(f"unknown task {text!r}: use Rec or CommRank")
+        return names[key]
+
+    @property
+    def label(self) -> str:
+        """The reference's spelling, used in tables and file names a person reads."""
+        return {"rec": "Rec", "comm_rank": "CommRank"}[self.value]
+
+
+class Split(str, Enum):
+    """The three parts of every dataset."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+
+MANIFEST_FILE = "manifest.json"
+USERS_FILE = "users.parquet"
+VIDEOS_FILE = "videos.parquet"
+COMMENTS_FILE = "comments.parquet"
+
+RAW_ID = "raw_id"
+TITLE = "title"
+CONTENT = "content"
+CATEGORY = "category"
+AUTHOR = "author"
+LIKES = "likes"
+VIDEO = "video"
+COMMENT = "comment"
+USER = "user"
+TIME = "time"
+"""Event times are int64 Unix milliseconds everywhere after the sources."""
+
+VIDEO_EMBEDDINGS_FILE = "photo_embs.npy"
+COMMENT_EMBEDDINGS_FILE = "comment_embs.npy"
+VIDEO_FULL_EMBEDDINGS_FILE = "photo_full_embs.npy"
+COMMENT_FULL_EMBEDDINGS_FILE = "comment_full_embs.npy"
+EMBEDDINGS_MANIFEST_FILE = "embeddings.json"
+SR_WEIGHTS_FILE = "sr.safetensors"
+ADAPTER_DIR = "adapter"
+METRICS_FILE = "metrics.json"
+BEST_DIR = "best"
+LAST_DIR = "last"

@@ -1,0 +1,164 @@
+"""Every default of every command, as dataclasses. One field is one flag.
+
+Field names are the reference's flag names where it has one, so that a command written
+for it runs here unchanged. `lsvcr.utils.arguments` turns flags and YAML into these.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def option(default: Any, help_text: str) -> Any:
+    """A dataclass field with its `--help` line."""
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class SimulateSettings:
+    """Settings of `lsvcr simulate`."""
+
+    out: str = option("", "folder that receives the five CSV files and the planted truth")
+    preset: Literal["tiny", "demo", "large"] = option("demo", "size of the world")
+    language: Literal["en", "zh"] = option("en", "language of titles and comments")
+    seed: int = option(2024, "seed of the whole world")
+
+
+@dataclass
+class PrepareSettings:
+    """Settings of `lsvcr prepare`."""
+
+    source: Literal["kuaicomt", "movielens"] = option("kuaicomt", "raw format")
+    raw: str = option("", "folder with the raw files")
+    out: str = option("", "folder of the prepared dataset")
+    split: Literal["leave-last", "temporal"] = option("leave-last", "how val and test are cut")
+    val_share: float = option(0.1, "temporal split: share of events in validation")
+    test_share: float = option(0.1, "temporal split: share of events in test")
+    user_core: int = option(5, "keep users with at least this many liked videos")
+    video_core: int = option(0, "keep videos with at least this many likes (0 keeps cold ones)")
+    min_history: int = option(1, "earliest event of a user that becomes a target has this many before it")
+    signals: str = option("is_like", "kuaicomt: columns that count as liking a video, separated by commas")
+    min_rating: float = option(3.5, "movielens: ratings at or above this count as a like")
+    candidates: int = option(100, "stored evaluation candidates of a sample")
+    seed: int = option(2024, "seed of the stored candidates")
+    skip_bad_rows: bool = option(False, "count and list broken rows instead of stopping")
+
+
+@dataclass
+class SRSettings:
+    """Shape of the SR model (METHOD: LSVCR paper, section 3; published sizes)."""
+
+    hidden: int = option(64, "width d of the SR model")
+    layers: int = option(2, "layers of each history encoder")
+    heads: int = option(2, "attention heads")
+    inner: int = option(256, "inner width of the feed-forward layers")
+    dropout: float = option(0.3, "dropout on hidden states")
+    attention_dropout: float = option(0.3, "dropout on attention weights")
+    text_width: int = option(256, "width e of a title's or comment's text vector")
+    temperature: float = option(0.07, "temperature of every cosine score")
+
+
+@dataclass
+class AlignSettings(SRSettings):
+    """Settings of stage one (`train.py`)."""
+
+    model_name_or_path: str = option("smollm2-135m", "hub id, folder, GGUF file, smollm2-135m or tiny-random")
+    data_path: str = option("./data", "prepared dataset")
+    output_dir: str = option("./ckpt/LSVCR", "run folder; holds best/ and last/")
+    seed: int = option(2024, "seed of order, augmentation and initialisation")
+    per_device_train_batch_size: int = option(2, "samples a process and micro-step")
+    per_device_eval_batch_size: int = option(8, "validation samples a process and step")
+    gradient_accumulation_steps: int = option(1, "micro-steps of one optimiser step")
+    dataloader_num_workers: int = option(0, "worker processes that build batches")
+    learning_rate: float = option(3e-4, "peak learning rate of LoRA and head parameters")
+    sr_learning_rate: float = option(0.0, "peak learning rate of SR model and heads; 0 = learning_rate")
+    num_train_epochs: float = option(1.0, "passes over the training samples")
+    max_steps: int = option(-1, "stop after this many optimiser steps; -1 = by epochs")
+    max_train_samples: int = option(0, "use this many training samples a task, drawn once; 0 = all")
+    warmup_ratio: float = option(0.03, "share of steps with rising learning rate")
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("cosine", "after warm-up")
+    weight_decay: float = option(0.0, "AdamW weight decay")
+    max_grad_norm: float = option(1.0, "clip the gradient at this norm; 0 = never")
+    bf16: bool = option(True, "compute in bfloat16")
+    gradient_checkpointing: bool = option(True, "recompute activations: less memory, more time")
+    deepspeed: str = option("config/ds_z2_bf16.json", "DeepSpeed configuration")
+    lora: bool = option(True, "LoRA adapters; False trains only SR model and heads on the frozen LLM")
+    lora_r: int = option(8, "LoRA rank")
+    lora_alpha: int = option(32, "LoRA alpha")
+    lora_dropout: float = option(0.1, "LoRA dropout")
+    llm_layers: int = option(0, "use the first N layers of the LLM; 0 = all")
+    language: Literal["en", "zh"] = option("en", "language of the prompts")
+    tasks: Literal["both", "Rec", "CommRank"] = option("both", "which samples to train on")
+    max_phis_len: int = option(20, "latest videos of the video history")
+    max_chis_len: int = option(20, "latest entries of the comment history")
+    max_position: int = option(50, "rows of the position tables")
+    max_source_length: int = option(3840, "tokens of a prompt; the oldest entries go first")
+    max_target_length: int = option(256, "tokens of a response")
+    max_text_length: int = option(64, "tokens of one title or comment in the text branch")
+    text_token_budget: int = option(2048, "tokens (padding included) of one text batch")
+    lm_loss_weight: float = option(1.0, "weight of the language-model loss")
+    rec_loss_weight: float = option(1.0, "weight of the recommendation loss")
+    contrast_loss_weight: float = option(0.5, "weight of behaviour and preference contrast")
+    augment: bool = option(True, "show the LLM and the SR model different comments of a video")
+    save_strategy: Literal["steps", "epoch", "no"] = option("steps", "when last/ is written")
+    save_steps: int = option(1000, "optimiser steps between checkpoints")
+    eval_steps: int = option(0, "optimiser steps between validations; 0 = with every checkpoint")
+    eval_pool: int = option(128, "validation samples a task in the fixed pool")
+    load_best_model_at_end: bool = option(True, "finish with the best checkpoint in best/; False: the last one")
+    logging_steps: int = option(10, "optimiser steps between log lines")
+    report_to: Literal["tensorboard", "none"] = option("tensorboard", "where curves go")
+    resume: bool = option(True, "continue an interrupted run found in output_dir")
+
+
+@dataclass
+class EmbedSettings:
+    """Settings of `lsvcr embed`."""
+
+    data_path: str = option("./data", "prepared dataset")
+    checkpoint: str = option("none", "stage-one run folder; none = the untuned LLM's own mean-pooled states")
+    model_name_or_path: str = option("", "LLM; empty = the one the checkpoint was trained on")
+    llm_layers: int = option(0, "with checkpoint none: use the first N layers; 0 = all")
+    output_dir: str = option("", "folder of the .npy files; empty = beside the checkpoint, or the dataset")
+    full: bool = option(False, "also write the LLM's own mean-pooled states (*_full_embs.npy)")
+    max_text_length: int = option(64, "tokens of one title or comment")
+    text_token_budget: int = option(4096, "tokens (padding included) of one batch")
+    bf16: bool = option(True, "compute in bfloat16")
+
+
+@dataclass
+class RankSettings(SRSettings):
+    """Settings of stage two (`finetune.py`)."""
+
+    finetune_task: str = option("Rec", "Rec or CommRank")
+    data_path: str = option("./data", "prepared dataset")
+    output_dir: str = option("./ckpt/finetune", "run folder; holds best/, last/ and metrics.json")
+    pretrain_checkpoint: str = option("none", "stage-one run folder, or none")
+    photo_emb_file: str = option("", "video text vectors; empty = photo_embs.npy of the checkpoint, "
+                                     "or photo_full_embs.npy of the dataset without one")
+    comment_emb_file: str = option("", "comment text vectors; empty = as for videos")
+    seed: int = option(2024, "seed of order, negatives and initialisation")
+    per_device_train_batch_size: int = option(512, "samples a process and micro-step")
+    per_device_eval_batch_size: int = option(512, "rows a process and evaluation step")
+    gradient_accumulation_steps: int = option(1, "micro-steps of one optimiser step")
+    dataloader_num_workers: int = option(0, "worker processes that read sample ids")
+    learning_rate: float = option(1e-3, "peak learning rate")
+    weight_decay: float = option(1e-5, "AdamW weight decay")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = option("constant", "after warm-up")
+    warmup_ratio: float = option(0.0, "share of steps with rising learning rate")
+    num_train_epochs: int = option(50, "at most this many epochs")
+    patience: int = option(5, "stop after this many validations without a better metric")
+    metric_for_best_model: str = option("ndcg@5", "validation metric that picks the best epoch")
+    evaluation_strategy: Literal["epoch", "steps", "no"] = option("epoch", "steps: every eval_steps epochs, as the reference counts")
+    eval_steps: int = option(1, "epochs between validations when evaluation_strategy is steps")
+    max_candidate_num: int = option(100, "candidates of the sampled protocol")
+    max_position: int = option(50, "rows of the position tables")
+    max_phis_len: int = option(50, "latest videos of the video history")
+    max_chis_len: int = option(50, "latest entries of the comment history")
+    neg_comment_num: int = option(19, "CommRank: negatives of one positive")
+    neg_video_num: int = option(0, "Rec: sampled negatives; 0 = softmax over the whole catalogue")
+    id_text_loss_weight: float = option(0.1, "weight of the id-text contrast")
+    id_text_negatives: int = option(99, "sampled negatives of the id-text contrast")
+    disable_id: bool = option(False, "no id embeddings: text alone")
+    disable_text: bool = option(False, "no text: id embeddings alone (comments get ids too)")
+    disable_comments: bool = option(False, "ignore comment history and the videos' comments")
+    resume: bool = option(True, "continue an interrupted run found in output_dir")
+    report_to: Literal["tensorboard", "none"] = option("tensorboard", "where curves go")

@@ -1,0 +1,287 @@
+"""Stage one: personalised preference alignment of LLM and SR model, under DeepSpeed ZeRO-2.
+
+Order, augmentation, positions and dropout are functions of (seed, step), so an interrupted run continues from
+last/ exactly as if it had not stopped.
+"""
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsvcr.data.align import AlignBatch, micro_batches, training_loader
+from lsvcr.data.store import Dataset, open_dataset
+from lsvcr.llm.aligned import draw_positions
+from lsvcr.schema import BEST_DIR, FORMAT_VERSION, LAST_DIR
+from lsvcr.settings import AlignSettings
+from lsvcr.training.align_build import AlignParts, Plan, build, check_settings, make_plan, parameter_groups
+from lsvcr.training.align_eval import SELECTION
+from lsvcr.training.align_state import (
+    KIND,
+    check_same_run,
+    gather_state,
+    read_trainer,
+    restore_state,
+    trainable,
+    versions,
+    write_checkpoint,
+)
+from lsvcr.training.engine import join_processes, leave_processes, read_config, set_learning_rate, start_engine
+from lsvcr.training.schedule import learning_rate_factor
+from lsvcr.utils.distributed import barrier, broadcast_object, is_main, rank, reduce_sum, world_size
+from lsvcr.utils.errors import UserError
+from lsvcr.utils.logging import MetricsWriter, get_logger, progress
+from lsvcr.utils.seeding import seed_everything
+
+_DROPOUT_STREAM = 42
+PARTS = ("loss", "lm", "rec", "behaviour", "preference")
+
+logger = get_logger(__name__)
+
+
+def align(settings: AlignSettings) -> Path:
+    """Run stage one, or continue the interrupted run in `settings.output_dir`.
+
+    Returns:
+        The folder best/: the best checkpoint, or the last one under `load_best_model_at_end False`.
+
+    Raises:
+        UserError: settings, data, LLM or an earlier run in the folder do not fit, or the loss is not finite.
+    """
+    check_settings(settings)
+    config = read_config(settings.deepspeed, bf16=settings.bf16)
+    device = join_processes()
+    try:
+        dataset = open_dataset(settings.data_path)
+        parts = build(settings, dataset)
+        engine = start_engine(
+            parts.model,
+            parameter_groups(parts.model, settings),
+            config,
+            weight_decay=settings.weight_decay,
+            micro_batch=settings.per_device_train_batch_size,
+            accumulation=settings.gradient_accumulation_steps,
+            max_grad_norm=settings.max_grad_norm,
+        )
+        return AlignTrainer(settings, dataset, parts, engine, device).run()
+    finally:
+        leave_processes()
+
+
+class AlignTrainer:
+    """The training loop around a DeepSpeed engine."""
+
+    def __init__(
+        self, settings: AlignSettings, dataset: Dataset, parts: AlignParts, engine: Any, device: torch.device
+    ) -> None:
+        self._settings, self._dataset, self._parts = settings, dataset, parts
+        self._engine, self._device = engine, device
+        self._plan = make_plan(settings, len(parts.samples), world_size())
+        self._run = Path(settings.output_dir)
+        self._best: float | None = None
+        self._figures: dict[str, float] = {}
+        self._seconds = 0.0
+
+    def run(self) -> Path:
+        """Train from where the run stands to its end; see `align`."""
+        start = self._standing()
+        self._introduce(start)
+        writer = MetricsWriter(self._run, self._settings.report_to, resume_step=start)
+        window = _Window()
+        numbers = micro_batches(
+            start * self._plan.accumulation,
+            self._plan.steps * self._plan.accumulation,
+            batch=self._settings.per_device_train_batch_size,
+            rank=rank(),
+            world=world_size(),
+        )
+        batches = training_loader(
+            self._parts.stream, self._parts.collator, numbers, self._settings.dataloader_num_workers
+        )
+        self._engine.train()
+        with progress(self._plan.steps, "stage one") as bar:
+            bar.start_at(start)
+            for step in range(start, self._plan.steps):
+                self._step(step, batches, window)
+                done = step + 1
+                if done % self._settings.logging_steps == 0 or done == self._plan.steps:
+                    writer.log(done, self._log_line(step, window))
+                bar.advance(1, f"loss {window.last_loss:.3f}")
+                self._milestones(done, writer)
+        writer.close()
+        return self._finish()
+
+    def _step(self, step: int, batches: Any, window: "_Window") -> None:
+        """One optimiser step: all its micro-batches forward and backward, then the update."""
+        started = time.monotonic()
+        set_learning_rate(self._engine, self._rate_factor(step))
+        for micro in range(step * self._plan.accumulation, (step + 1) * self._plan.accumulation):
+            batch = next(batches).to(self._device)
+            losses = self._losses(batch, micro)
+            self._engine.backward(losses["loss"])
+            self._engine.step()
+            window.add(losses, batch.tokens)
+        window.seconds += time.monotonic() - started
+        window.norm = float(self._engine.get_global_grad_norm() or 0.0)
+
+    def _losses(self, batch: AlignBatch, micro: int) -> dict[str, Tensor]:
+        settings = self._settings
+        seed_everything(settings.seed, _DROPOUT_STREAM, micro, rank())
+        longest = (settings.max_phis_len, settings.max_chis_len)
+        positions = draw_positions(batch, longest, settings.max_position, settings.seed, micro)
+        losses: dict[str, Tensor] = self._engine(batch, positions)
+        if not bool(torch.isfinite(losses["loss"])):
+            broken = ", ".join(name for name in PARTS[1:] if not bool(torch.isfinite(losses[name])))
+            raise UserError(
+                f"the loss is not finite ({broken or 'their sum'}) at optimiser step {micro // self._plan.accumulation + 1}, "
+                f"samples {batch.rows.tolist()}: lower --learning_rate, or look at the texts of these samples"
+            )
+        return losses
+
+    def _milestones(self, done: int, writer: MetricsWriter) -> None:
+        """Validation and checkpoints that are due after `done` steps, and both at the end."""
+        at_end = done == self._plan.steps
+        save = at_end or (self._plan.save_every > 0 and done % self._plan.save_every == 0)
+        evaluate = at_end or (self._plan.eval_every > 0 and done % self._plan.eval_every == 0)
+        improved = self._evaluate(done, writer) if evaluate and self._parts.evaluator is not None else False
+        keep_best = improved and self._settings.load_best_model_at_end
+        if not save and not keep_best:
+            return
+        state = gather_state(self._engine)
+        if is_main():
+            model = self._engine.module
+            if keep_best or (at_end and not self._keeps_best()):
+                write_checkpoint(self._run / BEST_DIR, model, state, self._manifest(done))
+            if save:
+                trainer = {"step": done, "best": self._best, "seconds": self._seconds}
+                write_checkpoint(self._run / LAST_DIR, model, state, self._manifest(done), trainer)
+        barrier()
+
+    def _keeps_best(self) -> bool:
+        return self._settings.load_best_model_at_end and self._parts.evaluator is not None
+
+    def _evaluate(self, done: int, writer: MetricsWriter) -> bool:
+        """Validate, tell, and say whether this is the best so far."""
+        assert self._parts.evaluator is not None
+        self._figures = self._parts.evaluator(self._engine.module)
+        writer.log(done, {f"val/{name}": value for name, value in self._figures.items()})
+        logger.info(f"step {done} of {self._plan.steps}, validation: {_told(self._figures)}")
+        better = self._best is None or self._figures[SELECTION] > self._best
+        if better:
+            self._best = self._figures[SELECTION]
+        return better
+
+    def _standing(self) -> int:
+        """Optimiser steps already done: 0, or where an interrupted run in the folder stopped."""
+        last = self._run / LAST_DIR
+        found = broadcast_object(last.is_dir())
+        if found and not self._settings.resume:
+            if is_main():
+                for name in (LAST_DIR, BEST_DIR):
+                    shutil.rmtree(self._run / name, ignore_errors=True)
+            barrier()
+            return 0
+        if not found:
+            return 0
+        check_same_run(
+            self._run, dataclasses.asdict(self._settings), self._dataset.data_hash, self._plan.global_batch
+        )
+        state, standing = read_trainer(self._run)
+        restore_state(self._engine, state, standing["step"])
+        self._best, self._seconds = standing["best"], standing["seconds"]
+        return int(standing["step"])
+
+    def _introduce(self, start: int) -> None:
+        plan, settings = self._plan, self._settings
+        sizes = [sum(p.numel() for p in group["params"]) for group in parameter_groups(self._parts.model, settings)]
+        counts = ", ".join(f"{count:,} {task.label}" for task, count in self._parts.samples.counts().items())
+        parts = f"{sizes[0]:,} in LoRA, {sizes[1]:,} in SR model and heads" if len(sizes) == 2 else "SR model and heads"
+        logger.info(
+            f"stage one with {settings.model_name_or_path}: {plan.samples:,} training samples ({counts}), "
+            f"{plan.steps:,} steps of {plan.global_batch} samples; {sum(sizes):,} parameters train ({parts}), "
+            f"{'bf16' if settings.bf16 else 'fp32'}; {world_size()} process{'es' if world_size() > 1 else ''} "
+            f"on {self._device.type}" + (f"; continues after step {start:,}" if start else "")
+        )
+
+    def _rate_factor(self, step: int) -> float:
+        settings = self._settings
+        return learning_rate_factor(step, self._plan.steps, settings.warmup_ratio, settings.lr_scheduler_type)
+
+    def _log_line(self, step: int, window: "_Window") -> dict[str, float]:
+        """Means over the steps since the last line and over processes."""
+        figures, seconds = window.close()
+        self._seconds += seconds
+        figures["train/grad_norm"] = window.norm
+        figures["train/learning_rate"] = self._settings.learning_rate * self._rate_factor(step)
+        figures["train/epoch"] = (step + 1) * self._plan.global_batch / self._plan.samples
+        return figures
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        return {
+            "kind": KIND,
+            "format": FORMAT_VERSION,
+            "step": step,
+            "steps": self._plan.steps,
+            "epoch": step * self._plan.global_batch / self._plan.samples,
+            "global_batch": self._plan.global_batch,
+            "processes": world_size(),
+            "seed": self._settings.seed,
+            "settings": dataclasses.asdict(self._settings),
+            "data_hash": self._dataset.data_hash,
+            "metrics": self._figures,
+            "trained_parameters": sum(p.numel() for p in trainable(self._engine.module).values()),
+            "versions": versions(),
+        }
+
+    def _finish(self) -> Path:
+        best = self._run / BEST_DIR
+        logger.info(f"stage one is done: {best} holds the {'best' if self._keeps_best() else 'last'} checkpoint")
+        return best
+
+
+class _Window:
+    """Sums between two log lines."""
+
+    def __init__(self) -> None:
+        self.norm, self.last_loss = 0.0, float("nan")
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._micro, self._tokens, self.seconds = 0, 0, 0.0
+
+    def add(self, losses: dict[str, Tensor], tokens: int) -> None:
+        """Count one micro-batch of this process."""
+        for name in PARTS:
+            value = losses[name].detach().double()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self.last_loss = losses["loss"].item()
+        self._micro, self._tokens = self._micro + 1, self._tokens + tokens
+
+    def close(self) -> tuple[dict[str, float], float]:
+        """Means of all processes by name, tokens a second, and seconds of training; every process must call it."""
+        seconds = self.seconds
+        own = torch.stack([self._sums[name] for name in PARTS])
+        counts = own.new_tensor([self._micro, self._tokens])
+        total = reduce_sum(torch.cat([own, counts])).tolist()
+        figures = {f"train/{name}": total[i] / total[-2] for i, name in enumerate(PARTS)}
+        figures["train/tokens_per_s"] = total[-1] / seconds
+        self._reset()
+        return figures, seconds
+
+
+def _told(figures: dict[str, float]) -> str:
+    """Validation figures as a person reads them."""
+    names = {
+        "retrieval@1": "own LLM vector first",
+        "rec_ndcg@10": "Rec NDCG@10",
+        "comm_rank_ndcg@10": "CommRank NDCG@10",
+        "lm": "LM loss",
+    }
+    told = [f"{label} {figures[name]:.4f}" for name, label in names.items() if name in figures]
+    told[0] += f" (chance {figures['retrieval@1_chance']:.4f})"
+    return ", ".join(told)

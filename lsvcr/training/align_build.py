@@ -1,0 +1,206 @@
+"""Builds what stage one trains from its settings: samples, batches, model, validation."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lsvcr.data.align import AlignCollator, TrainingStream
+from lsvcr.data.align_samples import AlignSamples
+from lsvcr.data.prompts import PromptBuilder
+from lsvcr.data.store import Dataset
+from lsvcr.data.text_bank import TextBank
+from lsvcr.llm.aligned import AlignedHeads, AlignedModel, enable_checkpointing
+from lsvcr.llm.encoder import tokenize
+from lsvcr.llm.loading import hidden_size, load_llm
+from lsvcr.llm.lora import add_lora
+from lsvcr.models.sr import SRModel
+from lsvcr.schema import Split, Task
+from lsvcr.settings import AlignSettings
+from lsvcr.training.align_eval import AlignEvaluator
+from lsvcr.utils.errors import UserError
+from lsvcr.utils.logging import get_logger
+from lsvcr.utils.seeding import seed_everything
+
+_INIT_STREAM = 41
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class AlignParts:
+    """What the training loop runs."""
+
+    model: AlignedModel
+    stream: TrainingStream
+    samples: AlignSamples
+    collator: AlignCollator
+    evaluator: AlignEvaluator | None
+    """None where the dataset has no validation samples of the chosen tasks."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is cut into steps."""
+
+    samples: int
+    global_batch: int
+    """Samples of an optimiser step: batch x accumulation x processes."""
+    accumulation: int
+    steps: int
+    save_every: int
+    """Optimiser steps between checkpoints; 0 = only at the end."""
+    eval_every: int
+    """Optimiser steps between validations; 0 = only at the end."""
+
+
+def check_settings(settings: AlignSettings) -> None:
+    """Raise `UserError` for values that no field type can rule out."""
+    positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+                "max_text_length", "text_token_budget", "logging_steps", "eval_pool", "hidden")  # fmt: skip
+    for name in positive:
+        if getattr(settings, name) < 1:
+            raise UserError(f"--{name} {getattr(settings, name)}: give 1 or more")
+    for name in ("max_phis_len", "max_chis_len"):
+        if not 0 <= getattr(settings, name) <= settings.max_position:
+            raise UserError(
+                f"--{name} {getattr(settings, name)} needs --max_position {getattr(settings, name)} or more, "
+                f"not {settings.max_position}"
+            )
+    if settings.hidden % settings.heads:
+        raise UserError(f"--hidden {settings.hidden} must be a multiple of --heads {settings.heads}")
+    if settings.save_strategy == "steps" and settings.save_steps < 1:
+        raise UserError(f"--save_steps {settings.save_steps}: give 1 or more, or --save_strategy no")
+    if settings.max_steps <= 0 and settings.num_train_epochs <= 0:
+        raise UserError("nothing to train: give --num_train_epochs or --max_steps above 0")
+    if not 0 <= settings.warmup_ratio <= 1:
+        raise UserError(f"--warmup_ratio {settings.warmup_ratio}: a share, between 0 and 1")
+
+
+def make_plan(settings: AlignSettings, samples: int, world: int) -> Plan:
+    """Cut `samples` training samples into optimiser steps; the last one reaches into the next epoch's order."""
+    global_batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * world
+    epoch = math.ceil(samples / global_batch)
+    steps = settings.max_steps
+    if steps <= 0:
+        steps = max(1, math.ceil(settings.num_train_epochs * samples / global_batch))
+    save_every = {"steps": settings.save_steps, "epoch": epoch, "no": 0}[settings.save_strategy]
+    return Plan(
+        samples=samples,
+        global_batch=global_batch,
+        accumulation=settings.gradient_accumulation_steps,
+        steps=steps,
+        save_every=save_every,
+        eval_every=settings.eval_steps or save_every,
+    )
+
+
+def build(settings: AlignSettings, dataset: Dataset) -> AlignParts:
+    """Load the LLM and build samples, batches and model; the same on every process.
+
+    Raises:
+        UserError: settings, data and LLM do not fit one another.
+    """
+    dtype = torch.bfloat16 if settings.bf16 else torch.float32
+    samples = _samples(settings, dataset, Split.TRAIN)
+    llm, tokenizer = load_llm(settings.model_name_or_path, dtype=dtype, llm_layers=settings.llm_layers)
+    bank = TextBank(
+        dataset.titles(), dataset.contents(), lambda texts: tokenize(tokenizer, texts, settings.max_text_length)
+    )
+    prompts = PromptBuilder(
+        tokenizer,
+        language=settings.language,
+        max_source=_source_length(settings, llm.config.get_text_config()),
+        max_target=settings.max_target_length,
+        max_text=settings.max_text_length,
+    )
+    collator = AlignCollator(bank, prompts, pad_id=int(tokenizer.pad_token_id))
+    return AlignParts(
+        model=_model(settings, llm, int(tokenizer.pad_token_id)),
+        stream=TrainingStream(samples, settings.seed),
+        samples=samples,
+        collator=collator,
+        evaluator=_evaluator(settings, dataset, collator, bank),
+    )
+
+
+def parameter_groups(model: AlignedModel, settings: AlignSettings) -> list[dict[str, Any]]:
+    """Two groups with their peak rates: what sits in the LLM, and SR model with heads."""
+    rates = (settings.learning_rate, settings.sr_learning_rate or settings.learning_rate)
+    groups = [
+        {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate, "initial_lr": rate}
+        for part, rate in zip((model.llm, model.heads), rates, strict=True)
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _samples(settings: AlignSettings, dataset: Dataset, split: Split) -> AlignSamples:
+    tasks = list(Task) if settings.tasks == "both" else [Task.parse(settings.tasks)]
+    return AlignSamples(
+        dataset,
+        split,
+        tasks,
+        max_videos=settings.max_phis_len,
+        max_comments=settings.max_chis_len,
+        per_task=settings.max_train_samples if split is Split.TRAIN else settings.eval_pool,
+        seed=settings.seed,
+        augment=settings.augment,
+    )
+
+
+def _evaluator(
+    settings: AlignSettings, dataset: Dataset, collator: AlignCollator, bank: TextBank
+) -> AlignEvaluator | None:
+    try:
+        pool = _samples(settings, dataset, Split.VAL)
+    except UserError as absent:
+        logger.warning(f"no validation: {absent}")
+        return None
+    return AlignEvaluator(
+        dataset, pool, collator, bank, batch=settings.per_device_eval_batch_size, seed=settings.seed
+    )
+
+
+def _source_length(settings: AlignSettings, config: Any) -> int:
+    """The longest prompt: what is asked for, or what the LLM's window leaves beside the response."""
+    window = int(getattr(config, "max_position_embeddings", 0) or 0)
+    if not window or settings.max_source_length + settings.max_target_length <= window:
+        return settings.max_source_length
+    allowed = window - settings.max_target_length
+    logger.info(f"prompts are cut at {allowed} tokens: the LLM reads {window} at once, responses take the rest")
+    return allowed
+
+
+def _model(settings: AlignSettings, llm: Any, pad_id: int) -> AlignedModel:
+    width = hidden_size(llm)
+    seed_everything(settings.seed, _INIT_STREAM)
+    sr = SRModel(
+        text_width=settings.text_width,
+        hidden=settings.hidden,
+        layers=settings.layers,
+        heads=settings.heads,
+        inner=settings.inner,
+        dropout=settings.dropout,
+        attention_dropout=settings.attention_dropout,
+        max_position=settings.max_position,
+        temperature=settings.temperature,
+    )
+    heads = AlignedHeads(sr, width, settings.text_width)
+    if settings.lora:
+        llm = add_lora(llm, settings.lora_r, settings.lora_alpha, settings.lora_dropout)
+    else:
+        llm.requires_grad_(False)
+    if settings.gradient_checkpointing:
+        enable_checkpointing(llm)
+    return AlignedModel(
+        llm,
+        heads,
+        pad_id=pad_id,
+        text_token_budget=settings.text_token_budget,
+        weights={
+            "lm": settings.lm_loss_weight,
+            "rec": settings.rec_loss_weight,
+            "contrast": settings.contrast_loss_weight,
+        },
+    )

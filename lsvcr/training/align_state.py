@@ -1,0 +1,200 @@
+"""Stage-one checkpoints: what the next stages load, and what an interrupted run needs to go on.
+
+best/, last/            manifest.json, sr.safetensors (`sr.*`, `head.*`, `contrast.*`, fp32), adapter/ (peft's format)
+last/ also              trainer.safetensors (fp32 master weights and AdamW moments, whole tensors by parameter
+                        name), trainer.json (where the run stands)
+
+Order, dropout and augmentation are functions of (seed, step), so no random state is stored; and tensors are
+stored whole, so a run may continue on another number of processes.
+"""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lsvcr.llm.lora import delta_norm, save_adapter
+from lsvcr.models.checkpoint import save_into
+from lsvcr.schema import ADAPTER_DIR, LAST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE
+from lsvcr.training.engine import MOMENTS, open_moments
+from lsvcr.utils.errors import UserError
+from lsvcr.utils.io import atomic_dir, read_json, sha256_file, write_json
+
+KIND = "stage-one"
+TRAINER_WEIGHTS_FILE = "trainer.safetensors"
+TRAINER_FILE = "trainer.json"
+HEADS = "heads."
+"""Prefix of the fully trained parameters inside `AlignedModel`; left out in the file."""
+
+MASTER = "master"
+
+FREE_SETTINGS = frozenset(
+    (
+        "output_dir", "data_path", "resume", "logging_steps", "report_to", "dataloader_num_workers", "save_strategy",
+        "save_steps", "eval_steps", "per_device_eval_batch_size", "per_device_train_batch_size",
+        "gradient_accumulation_steps", "gradient_checkpointing", "text_token_budget", "deepspeed",
+        "load_best_model_at_end",
+    )
+)  # fmt: skip
+"""Settings that a continued run may change: they do not change what is learned from which samples. The product of
+batch, accumulation and processes is compared instead of its factors, the data by their hash."""
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that train, by name, in the model's order."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def gather_state(engine: Any) -> dict[str, Tensor]:
+    """Master weights and AdamW moments of every trained parameter, whole, fp32, on the CPU.
+
+    Every process must call it, after at least one step.
+
+    Returns:
+        `master.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    state = {}
+    for name, parameter in trainable(engine.module).items():
+        state[f"{MASTER}.{name}"] = safe_get_full_fp32_param(parameter).cpu()
+        for moment in MOMENTS:
+            state[f"{moment}.{name}"] = safe_get_full_optimizer_state(parameter, moment).cpu()
+    return state
+
+
+def restore_state(engine: Any, state: Mapping[str, Tensor], step: int) -> None:
+    """Put what `gather_state` returned into a fresh engine, on any number of processes.
+
+    Args:
+        engine: before its first step.
+        state: for exactly the engine's trained parameters.
+        step: optimiser steps taken, AdamW's bias correction depends on it.
+
+    Raises:
+        UserError: names or shapes differ.
+    """
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    parameters = trainable(engine.module)
+    wanted = {f"{part}.{name}": p.shape for part in (MASTER, *MOMENTS) for name, p in parameters.items()}
+    given = {name: tensor.shape for name, tensor in state.items()}
+    if wanted != given:
+        differing = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+        raise UserError(
+            f"the saved trainer state is of another model ({', '.join(differing[:5])}): "
+            "use another output_dir, or --resume False to start anew"
+        )
+    open_moments(engine, step)
+    for name, parameter in parameters.items():
+        master = state[f"{MASTER}.{name}"].to(parameter.device)
+        safe_set_full_fp32_param(parameter, master)
+        parameter.data.copy_(master)  # the working copy, rounded as the engine rounds it
+        for moment in MOMENTS:
+            safe_set_full_optimizer_state(parameter, state[f"{moment}.{name}"].to(parameter.device), moment)
+
+
+def write_checkpoint(
+    folder: Path, model: nn.Module, state: Mapping[str, Tensor], manifest: Mapping[str, Any], trainer: Any = None
+) -> None:
+    """Write a checkpoint folder whole or not at all, and read back what was written. One process calls it.
+
+    Args:
+        folder: replaced if it is there.
+        model: an `AlignedModel`; its `llm` is saved as adapter if it has one.
+        state: from `gather_state`.
+        manifest: plain data; hashes of the files are added.
+        trainer: plain data for `trainer.json`; None leaves the trainer's state out.
+
+    Raises:
+        UserError: something is not finite, cannot be written, or reads back differently; the adapter is still zero.
+    """
+    prefix = f"{MASTER}.{HEADS}"
+    heads = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    with atomic_dir(folder) as temporary:
+        if hasattr(model.llm, "peft_config"):
+            save_adapter(model.llm, temporary / ADAPTER_DIR)
+            if delta_norm(model.llm) == 0:
+                raise UserError("the LoRA adapter has learned nothing (B is zero): is --learning_rate 0?")
+        save_into(temporary, heads, manifest)
+        _check_written(temporary / SR_WEIGHTS_FILE, heads)
+        if trainer is not None:
+            save_file(dict(state), temporary / TRAINER_WEIGHTS_FILE)
+            _check_written(temporary / TRAINER_WEIGHTS_FILE, state)
+            write_json(temporary / TRAINER_FILE, trainer)
+        for path in temporary.rglob("*.safetensors"):
+            path.chmod(0o644)  # safetensors lets only the owner read, but runs are shared
+        kept = [SR_WEIGHTS_FILE, *(f"{ADAPTER_DIR}/{path.name}" for path in temporary.glob(f"{ADAPTER_DIR}/*.safetensors"))]
+        hashes = {name: sha256_file(temporary / name) for name in kept}
+        write_json(temporary / MANIFEST_FILE, {**manifest, "files": hashes})
+
+
+def read_trainer(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State and standing of an interrupted run from its last/.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    last = run / LAST_DIR
+    standing = read_json(last / TRAINER_FILE)
+    try:
+        return load_file(last / TRAINER_WEIGHTS_FILE), standing
+    except (SafetensorError, OSError) as broken:
+        raise UserError(
+            f"{last / TRAINER_WEIGHTS_FILE} cannot be read ({broken}): start anew with --resume False"
+        ) from None
+
+
+def check_same_run(run: Path, settings: Mapping[str, Any], data_hash: str, global_batch: int) -> None:
+    """Refuse to continue a run that was started with other settings or on other data.
+
+    Raises:
+        UserError: names every difference and the ways out.
+    """
+    manifest = read_json(run / LAST_DIR / MANIFEST_FILE)
+    before = manifest["settings"]
+    differences = [
+        f"{name} was {before.get(name)!r}, is {value!r}"
+        for name, value in settings.items()
+        if name not in FREE_SETTINGS and before.get(name) != value
+    ]
+    if manifest["global_batch"] != global_batch:
+        differences.append(
+            f"samples of an optimiser step (batch x accumulation x processes) were {manifest['global_batch']}, "
+            f"are {global_batch}"
+        )
+    if manifest["data_hash"] != data_hash:
+        differences.append("the prepared dataset has changed")
+    if differences:
+        raise UserError(
+            f"{run} holds a run that was started differently: {'; '.join(differences)}. "
+            "Use another --output_dir, or --resume False to start anew there"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("lsvcr", "torch", "transformers", "peft", "deepspeed"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _check_written(path: Path, expected: Mapping[str, Tensor]) -> None:
+    written = load_file(path)
+    differing = [n for n in written.keys() | expected.keys() if not _same(written.get(n), expected.get(n))]
+    if differing:
+        raise UserError(f"{path} was not written whole ({min(differing)} differs): check the disk and run again")
+
+
+def _same(left: Tensor | None, right: Tensor | None) -> bool:
+    return left is not None and right is not None and torch.equal(left, right)

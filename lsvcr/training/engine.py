@@ -1,0 +1,167 @@
+"""DeepSpeed around a model: process group, configuration, optimiser, learning rate."""
+
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lsvcr.utils.deepspeed_ops import prepare_cpu_ops
+from lsvcr.utils.errors import UserError
+from lsvcr.utils.io import read_json
+from lsvcr.utils.logging import get_logger
+
+OURS = ("optimizer", "scheduler", "fp16", "gradient_clipping", "train_batch_size")
+"""Keys of a DeepSpeed configuration that the settings of a run decide."""
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's running means, by torch's names."""
+
+_TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others: one may validate or write while the rest are at the next step."""
+
+logger = get_logger(__name__)
+
+
+def join_processes() -> torch.device:
+    """Join the process group that torchrun describes, or make one of this process alone.
+
+    Returns:
+        This process's device: its GPU (nccl) where there are GPUs, else the CPU (gloo).
+
+    Raises:
+        UserError: the address or port of the group cannot be used.
+    """
+    use_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(device)
+    if dist.is_initialized():
+        return device
+    backend = "nccl" if use_gpu else "gloo"
+    try:
+        if "RANK" in os.environ:
+            dist.init_process_group(backend, timeout=_TIMEOUT)
+        else:
+            # DeepSpeed reads these even where the group exists already.
+            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"the processes cannot meet at {place} ({' '.join(str(error).split())[:200]}): "
+            "choose another port with MASTER_PORT=..., and check that every machine reaches the first"
+        ) from error
+    return device
+
+
+def leave_processes() -> None:
+    """End the process group, so that the interpreter exits without a complaint."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def read_config(path: str | Path, *, bf16: bool) -> dict[str, Any]:
+    """Read a DeepSpeed configuration for the wanted precision.
+
+    Where the file's precision is not the wanted one, the file beside it whose name says the other
+    (`bf16` <-> `fp32`) is read instead.
+
+    Raises:
+        UserError: no such file, not ZeRO stage 2, or a key that the settings decide is fixed in it.
+    """
+    source = _for_precision(Path(path), bf16)
+    config = read_json(source)
+    if not isinstance(config, dict):
+        raise UserError(f"{source} is not a DeepSpeed configuration (a JSON object)")
+    # "auto" is what such files say for values that the caller fills in; ours are filled in always.
+    config = {key: value for key, value in config.items() if value != "auto"}
+    fixed = sorted(key for key in OURS if _is_set(config.get(key)))
+    if fixed:
+        raise UserError(f"{source} sets {', '.join(fixed)}: remove it, flags of the run decide that (--help lists them)")
+    stage = config.get("zero_optimization", {}).get("stage")
+    if stage != 2:
+        raise UserError(f"{source} asks for ZeRO stage {stage}: set zero_optimization.stage to 2")
+    if bool(config.get("bf16", {}).get("enabled")) != bf16:
+        raise UserError(f"--bf16 {bf16} contradicts bf16.enabled in {source}: give the file that fits with --deepspeed")
+    for key in ("fp16", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+        config.pop(key, None)
+    return config
+
+
+def start_engine(
+    model: nn.Module, groups: Iterable[dict[str, Any]], config: dict[str, Any], *, weight_decay: float,
+    micro_batch: int, accumulation: int, max_grad_norm: float,
+) -> Any:
+    """Wrap `model` in a DeepSpeed engine with AdamW (betas 0.9 and 0.999, eps 1e-8).
+
+    The optimiser is torch's own, so that nothing is compiled. In bf16 the engine keeps fp32 master weights and
+    sums gradients in fp32.
+
+    Args:
+        model: parameters that need no gradient stay as they are.
+        groups: parameter groups with `params` and `lr`.
+        config: from `read_config`.
+        weight_decay: decoupled.
+        micro_batch, accumulation: samples a process and micro-step, micro-steps an optimiser step.
+        max_grad_norm: clip at this norm; 0 = never.
+    """
+    note = prepare_cpu_ops()
+    import deepspeed
+
+    if note:
+        logger.debug(note)
+    optimizer = torch.optim.AdamW(list(groups), betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
+    sizes = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": max_grad_norm,
+        "steps_per_print": None,
+    }
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config={**config, **sizes}, dist_init_required=False
+    )
+    open_moments(engine, 0)
+    return engine
+
+
+def open_moments(engine: Any, step: int) -> None:
+    """Give AdamW the state its first step would make, zero moments, with `step` steps counted.
+
+    DeepSpeed links parameters to the optimiser's state once, inside its first step, when only the first parameter
+    group has any; the others' moments could then be neither read nor set. Made before that, all are linked.
+    """
+    zero = engine.optimizer
+    for partition in zero.single_partition_of_fp32_groups:
+        zero.optimizer.state[partition] = {
+            "step": torch.tensor(float(step)),
+            **{moment: torch.zeros_like(partition) for moment in MOMENTS},
+        }
+    zero._hp_optimizer_states_linked = False
+    zero._lazy_init_hp_params_optimizer_state()
+
+
+def set_learning_rate(engine: Any, factor: float) -> None:
+    """Multiply every group's peak rate, which is kept in its `initial_lr`, by `factor`."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def _for_precision(path: Path, bf16: bool) -> Path:
+    # The default names a file of this repository, from wherever the command is given.
+    in_house = Path(__file__).parents[2] / path
+    path = in_house if not path.is_file() and in_house.is_file() else path
+    if not path.is_file():
+        raise UserError(f"--deepspeed {path}: no such file; give one such as config/ds_z2_bf16.json")
+    wanted, other = ("bf16", "fp32") if bf16 else ("fp32", "bf16")
+    sibling = path.with_name(path.name.replace(other, wanted))
+    return sibling if other in path.name and sibling.is_file() else path
+
+
+def _is_set(value: Any) -> bool:
+    """A section counts as set unless it is switched off."""
+    return value is not None and not (isinstance(value, dict) and value.get("enabled") is False)

@@ -1,0 +1,77 @@
+"""Which sample numbers each process trains on in each micro-step of an epoch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from lsvcr.data.rank import RankBatch, RankData
+from lsvcr.utils.distributed import rank, world_size
+from lsvcr.utils.seeding import generator
+
+_ORDER_STREAM = 2
+
+
+@dataclass
+class MicroBatch:
+    """One forward and backward pass of this process.
+
+    Attributes:
+        batch: its rows.
+        weight: factor of its mean loss. The sum over the micro-batches of a step, averaged over processes, is then
+            the mean over all rows of the step, however unevenly they are spread.
+        last: the optimiser steps after it.
+        rows: rows of the whole micro-step on all processes, for counting samples.
+    """
+
+    batch: RankBatch
+    weight: float
+    last: bool
+    rows: int
+
+
+class EpochBatches(TorchDataset[MicroBatch]):
+    """The micro-batches of one epoch on this process, by number.
+
+    The order is a function of (seed, epoch) alone, and an optimiser step takes the next
+    `batch * processes * accumulation` samples of it, so that processes times accumulation can be cut either way.
+    The last step of an epoch is smaller. A process that gets no row of a micro-step computes one with weight 0,
+    because all processes must take part in the reduction of gradients.
+    """
+
+    def __init__(
+        self, data: RankData, *, batch: int, accumulation: int, seed: int, epoch: int, negatives: int
+    ) -> None:
+        self._data, self._keys, self._negatives = data, (seed, epoch), negatives
+        order = generator(seed, epoch, _ORDER_STREAM).permutation(len(data))
+        self._micro_steps = list(_cut(order, batch * world_size(), accumulation))
+        self.steps = sum(last for _, _, last in self._micro_steps)
+
+    def __len__(self) -> int:
+        return len(self._micro_steps)
+
+    def __getitem__(self, index: int) -> MicroBatch:
+        together, step_rows, last = self._micro_steps[index]
+        mine = np.array_split(together, world_size())[rank()]
+        rows = mine if len(mine) else together[:1]
+        batch = self._data.training(rows, self._keys, self._negatives)
+        return MicroBatch(batch, world_size() * len(mine) / step_rows, last, len(together))
+
+    def loader(self, workers: int) -> "DataLoader[MicroBatch]":
+        """Walks through the epoch in order; `workers` processes build batches ahead."""
+        return DataLoader(self, batch_size=None, shuffle=False, num_workers=workers)
+
+
+def optimiser_steps(samples: int, batch: int, accumulation: int) -> int:
+    """Optimiser steps of an epoch."""
+    return -(-samples // (batch * world_size() * accumulation))
+
+
+def _cut(order: np.ndarray, together: int, accumulation: int) -> Iterator[tuple[np.ndarray, int, bool]]:
+    """(rows of a micro-step, rows of its optimiser step, is it the step's last), in order."""
+    for start in range(0, len(order), together * accumulation):
+        step = order[start : start + together * accumulation]
+        for first in range(0, len(step), together):
+            yield step[first : first + together], len(step), first + together >= len(step)

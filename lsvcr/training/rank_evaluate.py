@@ -1,0 +1,126 @@
+"""The test of stage two: the best checkpoint, once, under every protocol; and the same for `lsvcr evaluate`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lsvcr.data.store import open_dataset
+from lsvcr.evaluation.evaluator import evaluate
+from lsvcr.evaluation.protocol import FULL, Protocol
+from lsvcr.evaluation.result import Result, save_rows
+from lsvcr.models import checkpoint
+from lsvcr.schema import BEST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE, Split, Task
+from lsvcr.settings import RankSettings
+from lsvcr.training.rank_setup import Setup, restore
+from lsvcr.training.rank_state import ROWS_FILE, RunFolder
+from lsvcr.utils.distributed import barrier, is_main
+from lsvcr.utils.errors import UserError
+from lsvcr.utils.io import sha256_file, write_json
+
+SHOWN = ("recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr@10")
+
+
+def protocols(settings: RankSettings) -> dict[str, Protocol]:
+    """What a checkpoint is tested under: the full catalogue, and the stored candidates."""
+    return {"full": FULL, "sampled": Protocol("sampled", settings.max_candidate_num)}
+
+
+def final_test(setup: Setup, folder: RunFolder, device: torch.device) -> dict[str, Any]:
+    """Test best/ of a run and write `metrics.json` and the per-row values beside it.
+
+    Returns:
+        What `metrics.json` holds.
+    """
+    weights = checkpoint.load(folder.best)
+    checkpoint.load_into(setup.model, weights.tensors, source=str(folder.best))
+    results = _evaluate(setup, Split.TEST, device)
+    report = _report(folder.best, weights.manifest, results)
+    if is_main():
+        for name, result in results.items():
+            save_rows(folder.path / ROWS_FILE.format(name=name), result)
+        write_json(folder.metrics, report)
+    barrier()
+    return report
+
+
+def evaluate_checkpoint(checkpoint_path: str, data: str, split: str = "test") -> dict[str, Any]:
+    """Evaluate a stage-two checkpoint; on the test split this gives what its run's `metrics.json` holds.
+
+    Args:
+        checkpoint_path: run folder, or its best/ or last/.
+        data: the prepared dataset it was trained on.
+        split: `test` or `val`.
+
+    Raises:
+        UserError: no such checkpoint, or another dataset, or changed text vectors.
+    """
+    folder = _checkpoint_folder(checkpoint_path)
+    setup, manifest = restore(folder, open_dataset(data))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    setup.model.to(device)
+    return _report(folder, manifest, _evaluate(setup, Split(split), device))
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the figures of a report as a table, on the first process."""
+    if not is_main():
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{report['task_label']}, {report['split']} split", box=box.SIMPLE_HEAD)
+    table.add_column("candidates")
+    table.add_column("rows", justify="right")
+    for name in SHOWN:
+        table.add_column(_short(name), justify="right")
+    for name, result in report["protocols"].items():
+        for label, part in [(name, result), *((f"{name}, {k}", v) for k, v in result["slices"].items())]:
+            values = [part["metrics"][metric]["value"] for metric in SHOWN]
+            table.add_row(
+                label, str(part["rows"]), *("-" if value is None else f"{value:.4f}" for value in values)
+            )
+    Console().print(table)
+
+
+def _short(metric: str) -> str:
+    """`recall@10` -> `R@10`, `ndcg@5` -> `N@5`, `mrr@10` -> `MRR@10`."""
+    word, _, k = metric.partition("@")
+    return f"{ {'recall': 'R', 'ndcg': 'N', 'mrr': 'MRR'}[word] }@{k}"
+
+
+def _evaluate(setup: Setup, split: Split, device: torch.device) -> dict[str, Result]:
+    setup.model.eval()
+    return evaluate(
+        setup.model,
+        setup.data(split),
+        protocols(setup.settings),
+        batch_size=setup.settings.per_device_eval_batch_size,
+        device=device,
+    )
+
+
+def _report(folder: Path, manifest: dict[str, Any], results: dict[str, Result]) -> dict[str, Any]:
+    first = next(iter(results.values())).fingerprint
+    return {
+        "task": first.task,
+        "task_label": Task(first.task).label,
+        "split": first.split,
+        "data_hash": first.data_hash,
+        "seed": manifest["seed"],
+        "checkpoint": {
+            "epoch": manifest["progress"]["epoch"],
+            "sha256": sha256_file(folder / SR_WEIGHTS_FILE),
+        },
+        "protocols": {name: result.summary() for name, result in results.items()},
+    }
+
+
+def _checkpoint_folder(path: str) -> Path:
+    for folder in (Path(path), Path(path) / BEST_DIR):
+        if (folder / MANIFEST_FILE).is_file() and (folder / SR_WEIGHTS_FILE).is_file():
+            return folder
+    raise UserError(
+        f"{path} holds no stage-two checkpoint; give the output folder of a finished finetune.py run"
+    )

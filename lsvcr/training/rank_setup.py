@@ -1,0 +1,250 @@
+"""What a stage-two run is made of: dataset, text vectors, stage-one weights, model."""
+
+import platform
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lsvcr import __version__
+from lsvcr.data.rank import RankData
+from lsvcr.data.store import Dataset, open_dataset
+from lsvcr.evaluation.metrics import parse_metric
+from lsvcr.models import checkpoint
+from lsvcr.models.rank import RankModel
+from lsvcr.models.sr import EmbeddingHead, SRModel
+from lsvcr.schema import BEST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE, Split, Task
+from lsvcr.settings import RankSettings
+from lsvcr.training.rank_texts import TextTables, load_texts
+from lsvcr.utils.errors import UserError
+from lsvcr.utils.io import sha256_file
+from lsvcr.utils.seeding import seed_everything
+
+SR_PREFIX, HEAD_PREFIX = "sr.", "head."
+"""Where a stage-one folder and `RankModel` both keep SR model and embedding head."""
+
+_NEW_IN_STAGE_TWO = ("video_id.*", "comment_id.*", "gate")
+_INITIALISATION = 1
+
+
+@dataclass
+class Setup:
+    """Everything that training and evaluation share.
+
+    Attributes:
+        settings: as given.
+        task: parsed.
+        dataset: open.
+        parent: the stage-one folder, or None.
+        texts: frozen text vectors, or None without text.
+        model: on the CPU.
+    """
+
+    settings: RankSettings
+    task: Task
+    dataset: Dataset
+    parent: Path | None
+    texts: TextTables | None
+    model: RankModel
+
+    def data(self, split: Split) -> RankData:
+        """Batches of a split with the settings' history lengths."""
+        return RankData(
+            self.dataset,
+            self.task,
+            split,
+            max_videos=self.settings.max_phis_len,
+            max_entries=self.settings.max_chis_len,
+        )
+
+    @property
+    def parent_hash(self) -> str | None:
+        """SHA-256 of the stage-one manifest, which names its weights' run."""
+        return None if self.parent is None else sha256_file(self.parent / MANIFEST_FILE)
+
+
+def set_up(settings: RankSettings) -> Setup:
+    """Check the settings, open what they name and build the model, initialised from `settings.seed`.
+
+    Raises:
+        UserError: settings that cannot work together, and whatever is wrong with dataset, vectors or checkpoint.
+    """
+    task = check_settings(settings)
+    dataset = open_dataset(settings.data_path)
+    parent = stage_one_folder(settings.pretrain_checkpoint)
+    texts = None if settings.disable_text else load_texts(settings, dataset, parent)
+    weights = None if parent is None else checkpoint.load(parent)
+    seed_everything(settings.seed, _INITIALISATION)
+    model = build_model(
+        settings, task, dataset, texts, 0 if weights is None else _position_rows(weights.tensors)
+    )
+    if weights is not None:
+        _load_stage_one(model, weights.tensors, settings, f"the stage-one checkpoint {parent}")
+    return Setup(settings, task, dataset, parent, texts, model)
+
+
+def check_settings(settings: RankSettings) -> Task:
+    """The task, after checking what no single flag can.
+
+    Raises:
+        UserError: naming the flags.
+    """
+    try:
+        task = Task.parse(settings.finetune_task)
+    except ValueError as unknown:
+        raise UserError(f"--finetune_task: {unknown}") from None
+    parse_metric(metric_name(settings))
+    for flag in ("max_phis_len", "max_chis_len"):
+        if not 1 <= getattr(settings, flag) <= settings.max_position:
+            raise UserError(
+                f"--{flag} {getattr(settings, flag)} must be between 1 and --max_position {settings.max_position}"
+            )
+    positive = ["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"]
+    positive += [
+        "num_train_epochs",
+        "eval_steps",
+        "hidden",
+        "layers",
+        "heads",
+        "temperature",
+        "learning_rate",
+    ]
+    for flag in positive:
+        if getattr(settings, flag) <= 0:
+            raise UserError(f"--{flag} {getattr(settings, flag)} must be above 0")
+    if task is Task.COMM_RANK and settings.neg_comment_num < 1:
+        raise UserError("--neg_comment_num must be at least 1: CommRank learns from negatives")
+    if settings.disable_text and settings.disable_id:
+        raise UserError("--disable_text with --disable_id leaves nothing to rank by; drop one of them")
+    if settings.hidden % settings.heads:
+        raise UserError(f"--hidden {settings.hidden} must be a multiple of --heads {settings.heads}")
+    return task
+
+
+def metric_name(settings: RankSettings) -> str:
+    """The selection metric in our spelling; the reference's libraries put `eval_` before it."""
+    return settings.metric_for_best_model.lower().removeprefix("eval_")
+
+
+def stage_one_folder(path: str) -> Path | None:
+    """The folder that holds the stage-one weights: `path`, its best/, or the folder of a named file in it.
+
+    Raises:
+        UserError: there are none.
+    """
+    if path.lower() in ("none", ""):
+        return None
+    given = Path(path)
+    start = given.parent if given.is_file() else given
+    for folder in (start, start / BEST_DIR):
+        if (folder / SR_WEIGHTS_FILE).is_file():
+            return folder
+    raise UserError(
+        f"--pretrain_checkpoint {path}: no {SR_WEIGHTS_FILE} there or in its {BEST_DIR}/; give the output folder of a "
+        "finished stage one (scripts/run_lora.sh), or none to train without it"
+    )
+
+
+def build_model(
+    settings: RankSettings, task: Task, dataset: Dataset, texts: TextTables | None, position_rows: int = 0
+) -> RankModel:
+    """A freshly initialised model of the settings' shape; `position_rows` is the least its tables have."""
+    sr = SRModel(
+        text_width=settings.text_width,
+        hidden=settings.hidden,
+        layers=settings.layers,
+        heads=settings.heads,
+        inner=settings.inner,
+        dropout=settings.dropout,
+        attention_dropout=settings.attention_dropout,
+        max_position=max(settings.max_position, position_rows),
+        n_videos=0 if settings.disable_id else dataset.n_videos,
+        n_comments=dataset.n_comments if settings.disable_text else 0,
+        temperature=settings.temperature,
+        use_text=not settings.disable_text,
+        use_comments=not settings.disable_comments,
+    )
+    head = None if texts is None or not texts.needs_head else EmbeddingHead(texts.width, settings.text_width)
+    return RankModel(
+        sr,
+        task,
+        None if texts is None else texts.videos,
+        None if texts is None else texts.comments,
+        n_videos=dataset.n_videos,
+        n_comments=dataset.n_comments,
+        head=head,
+        id_text_weight=settings.id_text_loss_weight,
+        id_text_negatives=settings.id_text_negatives,
+    )
+
+
+def about(setup: Setup, processes: int) -> dict[str, Any]:
+    """The part of every stage-two manifest that says where its weights come from."""
+    return {
+        "kind": "stage-two",
+        "task": setup.task.value,
+        "settings": asdict(setup.settings),
+        "seed": setup.settings.seed,
+        "data_hash": setup.dataset.data_hash,
+        "parent": None
+        if setup.parent is None
+        else {"path": str(setup.parent), "manifest": setup.parent_hash},
+        "texts": None if setup.texts is None else setup.texts.about,
+        "position_rows": setup.model.sr.max_position,
+        "processes": processes,
+        "versions": {"lsvcr": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def restore(folder: Path, dataset: Dataset) -> tuple[Setup, dict[str, Any]]:
+    """The model of a stage-two checkpoint folder, and its manifest.
+
+    Raises:
+        UserError: no such checkpoint, another dataset, text vectors that have changed or gone.
+    """
+    weights = checkpoint.load(folder)
+    manifest = weights.manifest
+    if manifest.get("kind") != "stage-two":
+        raise UserError(
+            f"{folder} holds a {manifest.get('kind')} checkpoint, not one of stage two (finetune.py)"
+        )
+    if manifest["data_hash"] != dataset.data_hash:
+        raise UserError(
+            f"{folder} was trained on another dataset than {dataset.root} (their hashes differ); give the one it was "
+            "trained on, or train again"
+        )
+    known = {
+        name: value
+        for name, value in manifest["settings"].items()
+        if name in RankSettings.__dataclass_fields__
+    }
+    settings = replace(RankSettings(), **known)
+    task = Task(manifest["task"])
+    texts = None
+    if manifest["texts"] is not None:
+        files = manifest["texts"]
+        named = replace(
+            settings, photo_emb_file=files["videos"]["path"], comment_emb_file=files["comments"]["path"]
+        )
+        texts = load_texts(named, dataset, None)
+        texts.check_same(manifest["texts"], str(folder))
+    model = build_model(settings, task, dataset, texts, manifest["position_rows"])
+    checkpoint.load_into(model, weights.tensors, source=str(folder))
+    return Setup(settings, task, dataset, None, texts, model), manifest
+
+
+def _load_stage_one(
+    model: RankModel, tensors: dict[str, torch.Tensor], settings: RankSettings, source: str
+) -> None:
+    """Copy SR model and, where it trains on, embedding head; all that stage two does not add must be there."""
+    own = checkpoint.extend_positions(checkpoint.under_prefix(SR_PREFIX, tensors), model.sr.max_position)
+    unused = ("adapter.*",) if settings.disable_text else ()
+    checkpoint.load_into(model.sr, own, source=source, may_miss=_NEW_IN_STAGE_TWO, may_ignore=unused)
+    if model.head is not None:
+        head = checkpoint.under_prefix(HEAD_PREFIX, tensors)
+        checkpoint.load_into(model.head, head, source=f"{source} (embedding head)")
+
+
+def _position_rows(tensors: dict[str, torch.Tensor]) -> int:
+    return max((len(t) for n, t in tensors.items() if n.endswith(checkpoint.POSITION_TABLES)), default=0)

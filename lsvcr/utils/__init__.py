@@ -1,0 +1,1 @@
+"""Helpers without knowledge of recommendation: files, processes, seeds, logs, settings."""

@@ -1,0 +1,48 @@
+"""What many tests need: a tiny prepared dataset and a tiny LLM. No network, no GPU."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_world import write_raw
+
+
+@pytest.fixture(scope="session")
+def tiny_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny world as KuaiComt's five CSV files."""
+    return write_raw(tmp_path_factory.mktemp("tiny") / "raw")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_raw: Path) -> Path:
+    """The tiny world as a prepared dataset."""
+    from lsvcr.data.prepare import prepare
+    from lsvcr.settings import PrepareSettings
+
+    return prepare(PrepareSettings(raw=str(tiny_raw), out=str(tiny_raw.parent / "data"), user_core=3))
+
+
+@pytest.fixture
+def tiny_dataset(tiny_data: Path):
+    """The tiny world, opened."""
+    from lsvcr.data.store import open_dataset
+
+    return open_dataset(tiny_data)
+
+
+@pytest.fixture(scope="session")
+def _tiny_llm():
+    import torch
+
+    from lsvcr.llm.loading import load_llm
+
+    return load_llm("tiny-random", dtype=torch.float32)
+
+
+@pytest.fixture
+def tiny_llm(_tiny_llm):
+    """A random fp32 LLM of 2 layers and its byte tokenizer; each test gets its own copy of the model."""
+    from copy import deepcopy
+
+    model, tokenizer = _tiny_llm
+    return deepcopy(model), tokenizer

@@ -1,0 +1,126 @@
+"""Masks, ragged groups, pooling, attention and cosine."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lsvcr.nn.attention import CausalLayer, CrossLayer, MultiHeadAttention
+from lsvcr.nn.masks import open_first
+from lsvcr.nn.pooling import AdditivePooling, mean_pooling
+from lsvcr.nn.ragged import segment_mean
+from lsvcr.nn.similarity import cosine_logits, unit
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 4), max_size=12), st.integers(0, 1000))
+def test_segment_mean_is_the_mean_of_each_group(members, seed):
+    values = torch.randn(len(members), 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = segment_mean(values, torch.tensor(members, dtype=torch.int64), 5)
+    for group in range(5):
+        rows = [values[i] for i, member in enumerate(members) if member == group]
+        expected = torch.stack(rows).mean(0) if rows else torch.zeros(3, dtype=torch.float64)
+        torch.testing.assert_close(found[group], expected)
+
+
+def test_segment_mean_has_the_gradient_of_a_mean():
+    values = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    segment = torch.tensor([2, 0, 2, 2])
+    assert torch.autograd.gradcheck(lambda v: segment_mean(v, segment, 4), (values,))
+
+
+def test_open_first_touches_only_empty_rows():
+    mask = torch.tensor([[False, False], [False, True], [True, False]])
+    assert open_first(mask).tolist() == [[True, False], [False, True], [True, False]]
+
+
+def test_mean_pooling_of_a_row_without_a_real_position_is_zero():
+    states = torch.tensor([[[1.0, 2], [3, 4], [9, 9]], [[5, 5], [6, 6], [7, 7]]], requires_grad=True)
+    found = mean_pooling(states, torch.tensor([[1, 1, 0], [0, 0, 0]]))
+    assert found.tolist() == [[2.0, 3.0], [0.0, 0.0]]
+    found.sum().backward()
+    assert states.grad.isfinite().all()
+
+
+def test_mean_pooling_sums_in_single_precision():
+    states = torch.full((1, 3000, 1), 1.0078125, dtype=torch.bfloat16)
+    found = mean_pooling(states, torch.ones(1, 3000, dtype=torch.bool))
+    assert found.dtype == torch.bfloat16 and found.item() == 1.0078125
+
+
+def test_additive_pooling_weighs_real_positions_only():
+    torch.manual_seed(0)
+    pool = AdditivePooling(4, 0.5).eval()
+    states = torch.randn(3, 5, 4)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
+    found = pool(states, mask)
+    logits = pool.score(torch.nn.functional.gelu(pool.norm(pool.inner(states)))).squeeze(-1)
+    for row, real in ((0, 5), (1, 2)):
+        weights = logits[row, :real].softmax(0)
+        torch.testing.assert_close(found[row], (weights[:, None] * states[row, :real]).sum(0))
+    assert torch.equal(found[2], torch.zeros(4))
+
+
+def test_attention_equals_the_formula():
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(6, 3, 0.5, 0.5).double().eval()
+    queries, keys = torch.randn(2, 4, 6).double(), torch.randn(2, 5, 6).double()
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 1, 1]], dtype=torch.bool)
+    found = layer(queries, keys, mask)
+    q, k, v = layer.query(queries), layer.key(keys), layer.value(keys)
+    for row in range(2):
+        for step in range(4):
+            parts = []
+            for head in range(3):
+                size = slice(2 * head, 2 * head + 2)
+                logits = k[row, :, size] @ q[row, step, size] / math.sqrt(2)
+                weights = logits[mask[row]].softmax(0)
+                parts.append(weights @ v[row, mask[row]][:, size])
+            expected = layer.norm(queries[row, step] + layer.output(torch.cat(parts)))
+            torch.testing.assert_close(found[row, step], expected)
+
+
+def test_a_row_without_a_real_key_is_finite_and_independent_of_the_padding():
+    torch.manual_seed(0)
+    layer = CrossLayer(8, 2, 16, 0.0, 0.0).eval()
+    states, none = torch.randn(2, 3, 8), torch.zeros(2, 5, dtype=torch.bool)
+    first, second = torch.randn(2, 5, 8, requires_grad=True), torch.randn(2, 5, 8)
+    found = layer(states, first, none)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, layer(states, second, none))
+    torch.testing.assert_close(found, layer(states, first[:, :0], none[:, :0]))
+    found.sum().backward()
+    assert torch.equal(first.grad, torch.zeros_like(first))
+
+
+def test_causal_layer_sees_no_later_step():
+    torch.manual_seed(0)
+    layer = CausalLayer(8, 2, 16, 0.0, 0.0).double()
+    states = torch.randn(1, 6, 8).double().requires_grad_()
+    for step in range(6):
+        (grad,) = torch.autograd.grad(layer(states)[0, step].pow(2).sum(), states)
+        assert (grad[0, : step + 1].abs().sum(-1) > 0).all()
+        assert grad[0, step + 1 :].abs().sum() == 0
+
+
+def test_dropout_acts_in_training_alone():
+    torch.manual_seed(0)
+    layer = CausalLayer(8, 2, 16, 0.3, 0.3)
+    states = torch.randn(2, 4, 8)
+    assert not torch.equal(layer(states), layer(states))
+    layer.eval()
+    assert torch.equal(layer(states), layer(states))
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="10 is not a multiple of 4"):
+        MultiHeadAttention(10, 4, 0.0, 0.0)
+
+
+def test_unit_keeps_zero_vectors_and_their_gradient_finite():
+    x = torch.zeros(1, 3, requires_grad=True)
+    cosine_logits(x, torch.randn(4, 3), 0.07).sum().backward()
+    assert torch.equal(unit(x), torch.zeros(1, 3)) and x.grad.isfinite().all()
+    torch.testing.assert_close(unit(torch.tensor([1e-4, 0.0])), torch.tensor([1.0, 0.0]))
