@@ -22,6 +22,14 @@ class EvaluateSettings:
     json: bool = option(False, "print one JSON object instead of a table")
 
 
+@dataclass
+class TableSettings:
+    """Settings of `lsvcr table`, apart from its LABEL=FOLDER words."""
+
+    data: str = option("", "prepared dataset that all runs were trained on")
+    json: bool = option(False, "print one JSON object instead of a table")
+
+
 @dataclass(frozen=True)
 class Command:
     """A sub-command: what `lsvcr` alone says of it, and what runs it."""
@@ -78,24 +86,68 @@ def _embed(argv: Sequence[str]) -> None:
 def _evaluate(argv: Sequence[str]) -> None:
     settings = parse_settings(EvaluateSettings, argv, "lsvcr evaluate", *_about("evaluate"), ("checkpoint",))
     _require("evaluate", checkpoint=settings.checkpoint, data=settings.data)
-    from lsvcr.training.rank_evaluate import evaluate_checkpoint
+    from lsvcr.training.rank_evaluate import evaluate_checkpoint, show
 
     metrics = evaluate_checkpoint(settings.checkpoint, settings.data, settings.split)
     if settings.json:
         sys.stdout.write(json.dumps(metrics) + "\n")
     else:
-        _show(metrics)
+        show(metrics)
 
 
-def _show(metrics: dict[str, object], indent: str = "") -> None:
-    """Name and value a line; nested parts (one protocol each) indented under their name."""
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            sys.stdout.write(f"{indent}{name}\n")
-            _show(value, indent + "  ")
-        else:
-            shown = f"{value:.4f}" if isinstance(value, float) else value
-            sys.stdout.write(f"{indent}{name:<24} {shown}\n")
+def _table(argv: Sequence[str]) -> None:
+    words, flags = split_runs(argv)
+    settings = parse_settings(TableSettings, flags, "lsvcr table LABEL=FOLDER ...", *_about("table"))
+    _require("table", data=settings.data)
+    runs = parse_runs(words)
+    from lsvcr.experiments.table import compare_runs, print_table
+
+    report = compare_runs(settings.data, runs)
+    if settings.json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        print_table(report)
+
+
+def split_runs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of `lsvcr table` that name runs, and the flags with their values, each in order."""
+    runs: list[str] = []
+    flags: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("-"):
+            runs.append(word)
+            continue
+        flags.append(word)
+        # `--json` may stand bare in front of a run; every other flag has a value.
+        if "=" not in word and words and (word != "--json" or words[0].lower() in ("true", "false")):
+            flags.append(words.pop(0))
+    return runs, flags
+
+
+def parse_runs(words: Sequence[str]) -> dict[str, str]:
+    """Folder by label, in the order given.
+
+    Args:
+        words: each `LABEL=FOLDER`, where FOLDER holds the runs Rec/ and CommRank/ (one of them is enough).
+
+    Raises:
+        UserError: no run, a word of another form, or a label that comes twice or is the table's own.
+    """
+    runs: dict[str, str] = {}
+    for word in words:
+        label, _, folder = (part.strip() for part in word.partition("="))
+        if not label or not folder:
+            raise UserError(
+                f"{word!r} does not have the form LABEL=FOLDER, as in {COMMANDS['table'].example}"
+            )
+        if label in runs or label == "popularity":
+            raise UserError(f"there is a row {label!r} already: give {folder} another label")
+        runs[label] = folder
+    if not runs:
+        raise UserError(f"lsvcr table needs at least one LABEL=FOLDER, as in: {COMMANDS['table'].example}")
+    return runs
 
 
 def _require(name: str, **values: str) -> None:
@@ -109,7 +161,11 @@ def _about(name: str) -> tuple[str, str]:
 
 
 def _overview() -> str:
-    lines = ["usage: lsvcr COMMAND [--flag value ...]   (lsvcr COMMAND --help tells the flags)", "", "commands:"]
+    lines = [
+        "usage: lsvcr COMMAND [--flag value ...]   (lsvcr COMMAND --help tells the flags)",
+        "",
+        "commands:",
+    ]
     lines += [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
     lines += ["", "training: bash scripts/run_lora.sh (stage one), bash scripts/finetune.sh (stage two)"]
     return "\n".join(lines) + "\n"
@@ -135,5 +191,10 @@ COMMANDS = {
         "Measure a stage-two checkpoint under the named protocols.",
         "lsvcr evaluate ckpt/finetune --data demo/data --split test --json",
         _evaluate,
+    ),
+    "table": Command(
+        "Set finished stage-two runs side by side, with popularity, under one protocol.",
+        'lsvcr table --data demo/data "ids only=demo/ids" "both stages=demo/aligned"',
+        _table,
     ),
 }

@@ -50,7 +50,7 @@ main() {
     case " $* " in *" --help "* | *" -h "*) usage && exit 0 ;; esac
     use_environment
     # Keys are arguments only: a TASK or W that happens to be in the environment must not change a run.
-    local "${KEYS[@]/%/=}" EXTRA=() FLAGS=() VALUES=() LAUNCH=()
+    local "${KEYS[@]/%/=}" EXTRA=() FLAGS=() VALUES=() LAUNCH=() PROCESSES=1
     take_arguments "${KEYS[@]}" -- "$@"
     collect_flags
     read_settings RankSettings "python finetune.py" data_path pretrain_checkpoint photo_emb_file disable_text \
@@ -61,6 +61,7 @@ main() {
         [ ! -e "$data_path/photo_full_embs.npy" ]; then
         (embed_untuned "$data_path")
     fi
+    share_cores "$(count_gpus)" "${PROCESSES:-1}"
     run python -m lsvcr.utils.launch accelerate "${LAUNCH[@]}" "$ROOT/finetune.py" "${FLAGS[@]}"
 }
 
@@ -105,7 +106,11 @@ choose_launch() {
     file="$(locate "${ACCELERATE:-config/accelerate_config.yaml}")"
     [ -f "$file" ] || fail "ACCELERATE=$file is not there: name a file that \`accelerate config\` wrote"
     LAUNCH=(--config_file "$file")
-    if [ -n "$NUM_GPUS" ]; then LAUNCH+=(--num_processes "$NUM_GPUS"); fi
+    if [ -n "$NUM_GPUS" ]; then
+        [[ "$NUM_GPUS" =~ ^[1-9][0-9]*$ ]] || fail "NUM_GPUS wants a whole number from 1, not '$NUM_GPUS'"
+        LAUNCH+=(--num_processes "$NUM_GPUS")
+    fi
+    PROCESSES="${NUM_GPUS:-$(sed -n 's/^num_processes: *\([0-9][0-9]*\).*/\1/p' "$file")}"
     check_port "$MASTER_PORT"
     LAUNCH+=(--main_process_port "${MASTER_PORT:-$(free_port)}")
 }

@@ -84,10 +84,10 @@ has_flag() {
     return 1
 }
 
-# Processes of this machine: NUM_GPUS if given, else one a GPU, else 2 on the CPU; and threads for each.
+# Processes of this machine: NUM_GPUS if given, else one a GPU, else 2 on the CPU; and cores for each.
 choose_processes() {
     local gpus
-    gpus="$(python -c 'import torch; print(torch.cuda.device_count())')"
+    gpus="$(count_gpus)"
     if [ -z "${NUM_GPUS:-}" ]; then
         NUM_GPUS=$((gpus > 0 ? gpus : 2))
     fi
@@ -95,10 +95,25 @@ choose_processes() {
     if [ "$gpus" -gt 0 ] && [ "$NUM_GPUS" -gt "$gpus" ]; then
         fail "NUM_GPUS=$NUM_GPUS, but this machine shows $gpus GPU(s); ask for at most that many"
     fi
-    if [ "$gpus" -eq 0 ] && [ -z "${OMP_NUM_THREADS:-}" ]; then
+    share_cores "$gpus" "$NUM_GPUS"
+}
+
+# share_cores GPUS PROCESSES: on a machine without a GPU, an equal part of the cores for every process. Without it the
+# launchers give one core to each.
+share_cores() {
+    if [ "$1" -eq 0 ] && [ -z "${OMP_NUM_THREADS:-}" ]; then
         local cores
-        cores="$(nproc 2>/dev/null || echo "$NUM_GPUS")"
-        export OMP_NUM_THREADS=$((cores > NUM_GPUS ? cores / NUM_GPUS : 1))
+        cores="$(nproc 2>/dev/null || echo "$2")"
+        export OMP_NUM_THREADS=$((cores > $2 ? cores / $2 : 1))
+    fi
+}
+
+# Asking torch takes seconds, so it is asked only where a device file (NVIDIA, AMD, WSL) says there may be a GPU.
+count_gpus() {
+    if compgen -G "/dev/nvidia[0-9]*" >/dev/null || [ -e /dev/kfd ] || [ -e /dev/dxg ]; then
+        python -c 'import torch; print(torch.cuda.device_count())'
+    else
+        echo 0
     fi
 }
 

@@ -205,7 +205,7 @@ explain_failure() {
     local reason="packages could not be installed; the end of the log is above"
     if grep -qiE "no space left|disk quota" "$LOG"; then
         reason="the disk is full: free some space and run this again (it starts afresh by itself)"
-    elif grep -qiE "name resolution|failed to resolve|connection (refused|reset|error)|NewConnectionError|timed out|network is unreachable|dns error|error sending request|proxyerror|client error|SSL|certificate" "$LOG"; then
+    elif grep -qiE "name resolution|failed to resolve|connection (refused|reset|error)|NewConnectionError|timed out|network is unreachable|dns error|error sending request|proxyerror|client error|SSL|certificate|distribution found for uv==" "$LOG"; then
         reason="the package index cannot be reached: check the network (or proxy) of this machine, or point pip at a mirror (PIP_INDEX_URL, PIP_FIND_LINKS), and run this again"
     elif grep -qiE "no matching distribution|no solution found" "$LOG"; then
         reason="a package of requirements.lock has no build for $("$VENV/bin/python" -V) on this machine, or the package index lacks it; try another Python with PYTHON=..."

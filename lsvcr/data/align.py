@@ -281,5 +281,7 @@ def training_loader(
         collate_fn=collator,
         num_workers=workers,
         generator=torch.Generator().manual_seed(0),
+        # A forked process would inherit Polars' thread pool without its threads and wait for them for ever.
+        multiprocessing_context="spawn" if workers else None,
     )
     return iter(loader)

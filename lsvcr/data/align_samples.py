@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -83,6 +83,7 @@ class AlignSamples:
     ) -> None:
         self._dataset = dataset
         self._max_videos, self._max_comments, self._augment = max_videos, max_comments, augment
+        self._split = split
         self._tables = {task: dataset.samples(task, split) for task in tasks}
         rows = []
         for task, table in self._tables.items():
@@ -95,6 +96,14 @@ class AlignSamples:
                 f"{dataset.root} has no {split.value} samples of {' and '.join(task.label for task in self._tables)}: "
                 "prepare it from more data, or train on the other task with --tasks"
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process maps the tables itself instead of receiving their content.
+        return {**self.__dict__, "_tables": list(self._tables)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._tables = {task: self._dataset.samples(task, self._split) for task in state["_tables"]}
 
     def __len__(self) -> int:
         return len(self.rows)

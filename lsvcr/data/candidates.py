@@ -12,12 +12,11 @@ from lsvcr.schema import Split, Task
 
 _ROWS = 16_384
 """Rows worked on together; bounds the memory of the duplicate search."""
-_ENTRIES = 4_000_000
-"""Comments laid out together when rows are drawn from long comment lists."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_LAYOUT_DRAW = 1 << 32
-"""Draw numbers from here on place what was drawn, so that they never repeat a drawing's number."""
+_CHOICE = np.uint64(1 << 32)
+_PLACE = np.uint64(2 << 32)
+"""Draw numbers: from 0 which numbers are drawn, from `_CHOICE` which of them stay, from `_PLACE` their order."""
 
 
 def rec_candidates(samples: Samples, n_videos: int, candidates: int, seed: int, split: Split) -> np.ndarray:
@@ -37,7 +36,7 @@ def rec_candidates(samples: Samples, n_videos: int, candidates: int, seed: int, 
         negatives = 1 + _distinct(key, rows, width - 1, n_videos - 1)
         negatives += negatives >= targets[:, None]
         block = np.concatenate([negatives, targets[:, None]], axis=1)
-        place = _below(_hash(key, rows, np.uint64(_LAYOUT_DRAW)), width)
+        place = _below(_hash(key, rows, _PLACE), width)
         # The target changes places with whatever stands where it is to go.
         block[:, -1] = block[np.arange(len(rows)), place]
         block[np.arange(len(rows)), place] = targets
@@ -52,65 +51,85 @@ def comm_rank_candidates(
 
     A row holds at most `candidates` comments, unless it has more positives than that: they all stay.
     """
+    if samples.positives is None:
+        raise ValueError("comm_rank samples have positives")
     key = _key(seed, Task.COMM_RANK, split)
-    sizes = (video_comments.offsets[samples.video + 1] - video_comments.offsets[samples.video]).astype(
-        np.int64
-    )
     lengths, items = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)]
-    start = 0
-    totals = np.cumsum(sizes)
-    while start < len(samples):
-        done = totals[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(totals, done + _ENTRIES, side="right")))
-        rows = np.arange(start, stop)
-        block_lengths, block = _draw_comments(key, rows, samples, video_comments, candidates)
+    for start in range(0, len(samples), _ROWS):
+        rows = np.arange(start, min(start + _ROWS, len(samples)))
+        block_lengths, block = _comment_block(
+            key, rows, samples.video[rows], samples.positives, video_comments, candidates
+        )
         lengths.append(block_lengths)
         items.append(block)
-        start = stop
     return Csr(np.cumsum(np.concatenate(lengths)), np.concatenate(items))
 
 
-def _draw_comments(
-    key: np.uint64, rows: np.ndarray, samples: Samples, video_comments: Csr, candidates: int
+def _comment_block(
+    key: np.uint64,
+    rows: np.ndarray,
+    videos: np.ndarray,
+    positives: Csr,
+    video_comments: Csr,
+    candidates: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(lengths, comments) of a block of rows."""
-    positions, starts = expand(video_comments.offsets, samples.video[rows].astype(np.int64))
-    lengths = np.diff(starts)
-    inside = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
-    local = np.repeat(np.arange(len(rows)), lengths)
-    comments = video_comments.items[positions]
-    positive = _is_positive(rows, samples, local, comments)
-    draw = _hash(key, rows[local], inside.astype(np.uint64))
-    # Positives come first in the drawing; the others by their random number.
-    order = np.lexsort((draw, ~positive, local))
-    rank = np.empty(len(order), np.int64)
-    rank[order] = inside
-    taken = positive | (rank < candidates)
-    place = _hash(key, rows[local], inside.astype(np.uint64) + np.uint64(_LAYOUT_DRAW))
-    order = np.lexsort((place[taken], local[taken]))
-    return np.bincount(local[taken], minlength=len(rows)), comments[taken][order]
+    local, comments = _drawn_comments(key, rows, videos, video_comments, candidates)
+    positions, starts = expand(positives.offsets, rows)
+    n_positive = np.diff(starts)
+    own_local, own = np.repeat(np.arange(len(rows)), n_positive), positives.items[positions]
+    is_other = ~_contains(np.sort(_pairs(own_local, own)), _pairs(local, comments))
+    local, comments = local[is_other], comments[is_other]
+    # Of the drawn comments that are no positives, as many stay as there is room for.
+    order = _order(local, _hash(key, rows[local], _CHOICE + comments.astype(np.uint64)))
+    local, comments = local[order], comments[order]
+    first = np.searchsorted(local, np.arange(len(rows)))
+    stays = np.arange(len(local)) - first[local] < (candidates - n_positive)[local]
+    local = np.concatenate([local[stays], own_local])
+    comments = np.concatenate([comments[stays], own])
+    order = _order(local, _hash(key, rows[local], _PLACE + comments.astype(np.uint64)))
+    return np.bincount(local, minlength=len(rows)), comments[order]
 
 
-def _is_positive(rows: np.ndarray, samples: Samples, local: np.ndarray, comments: np.ndarray) -> np.ndarray:
-    """bool (n_entries,): whether a comment is among its row's positives."""
-    if samples.positives is None:
-        raise ValueError("comm_rank samples have positives")
-    positions, starts = expand(samples.positives.offsets, rows)
-    owners = np.repeat(np.arange(len(rows)), np.diff(starts))
-    shift = np.int64(1) << 32
-    wanted = owners * shift + samples.positives.items[positions]
-    return np.isin(local * shift + comments, wanted)
+def _drawn_comments(
+    key: np.uint64, rows: np.ndarray, videos: np.ndarray, video_comments: Csr, candidates: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(row in the block, comment): all comments of short lists, `candidates` distinct ones of long lists."""
+    starts = video_comments.offsets[videos]
+    sizes = video_comments.offsets[videos + 1] - starts
+    is_long = sizes > candidates
+    short, long = np.flatnonzero(~is_long), np.flatnonzero(is_long)
+    positions, bounds = expand(video_comments.offsets, videos[short])
+    drawn = starts[long, None] + _distinct(key, rows[long], candidates, sizes[long])
+    local = np.concatenate([np.repeat(short, np.diff(bounds)), np.repeat(long, candidates)])
+    return local, video_comments.items[np.concatenate([positions, drawn.reshape(-1)])]
 
 
-def _distinct(key: np.uint64, rows: np.ndarray, k: int, n: int) -> np.ndarray:
-    """int64 (len(rows), k): k distinct numbers below n, every subset as likely (Floyd's method)."""
-    chosen = np.empty((len(rows), k), np.int64)
+def _pairs(local: np.ndarray, comments: np.ndarray) -> np.ndarray:
+    """One int64 for each (row, comment)."""
+    return local.astype(np.int64) << 32 | comments
+
+
+def _contains(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """bool (n,): whether each value is in `ascending` (not empty)."""
+    found = np.searchsorted(ascending, values)
+    return ascending[np.minimum(found, len(ascending) - 1)] == values
+
+
+def _order(local: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """Stable order by (row in the block, random bits); 48 bits are random enough inside a row."""
+    return np.argsort(local.astype(np.uint64) << np.uint64(48) | bits >> np.uint64(16), kind="stable")
+
+
+def _distinct(key: np.uint64, rows: np.ndarray, k: int, n: np.ndarray | int) -> np.ndarray:
+    """int32 (len(rows), k): k distinct numbers below n, every subset as likely (Floyd's method)."""
+    chosen = np.empty((k, len(rows)), np.int32)
     for step in range(k):
         top = n - k + step
-        drawn = _below(_hash(key, rows, np.uint64(step)), top + 1)
-        again = (chosen[:, :step] == drawn[:, None]).any(axis=1)
-        chosen[:, step] = np.where(again, top, drawn)
-    return chosen
+        drawn = _below(_hash(key, rows, np.uint64(step)), top + 1).astype(np.int32)
+        again = (chosen[:step] == drawn).any(axis=0)
+        chosen[step] = np.where(again, top, drawn)
+    return chosen.T
 
 
 def _key(seed: int, task: Task, split: Split) -> np.uint64:
@@ -130,6 +149,7 @@ def _mix(bits: np.ndarray) -> np.ndarray:
     return bits ^ (bits >> np.uint64(31))
 
 
-def _below(bits: np.ndarray, n: int) -> np.ndarray:
+def _below(bits: np.ndarray, n: np.ndarray | int) -> np.ndarray:
     """Random bits to int64 numbers below n (n < 2**31; uneven by less than n / 2**32)."""
-    return ((bits >> np.uint64(32)) * np.uint64(n) >> np.uint64(32)).astype(np.int64)
+    high = bits >> np.uint64(32)
+    return (high * np.asarray(n, np.uint64) >> np.uint64(32)).astype(np.int64)

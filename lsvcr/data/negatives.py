@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lsvcr.data.draws import integers, uniforms
+from lsvcr.data.draws import uniforms
 from lsvcr.data.spans import Spans
 from lsvcr.schema import PAD
 
@@ -25,30 +25,29 @@ def comment_negatives(
     Returns:
         (B, K) int64; 0 where the whole dataset has too few.
     """
-    ids, usable = _local(keys, rows, own, max(_WIDTH, 4 * k))
-    anywhere = integers((*keys, 1), rows, 2 * k + 8, n_comments) + 1
-    ids = np.concatenate([ids, anywhere], axis=1)
-    usable = np.concatenate([usable, np.ones_like(anywhere, dtype=bool)], axis=1)
+    place, near = _places((*keys, 0), rows, own.counts, max(_WIDTH, 4 * k))
+    nearby = np.zeros_like(place)
+    nearby[near] = own.items[(own.starts[:, None] + place)[near]]
+    anywhere, far = _places((*keys, 1), rows, np.full(len(rows), n_comments), max(_WIDTH, 4 * k) // 2)
+    ids = np.concatenate([nearby, anywhere + 1], axis=1)
+    usable = np.concatenate([near, far], axis=1)
     usable &= ~positives.contains(np.arange(len(ids))[:, None], ids)
     usable &= ~_repeated(np.where(usable, ids, PAD))
     first = np.argsort(~usable, axis=1, kind="stable")[:, :k]
     return np.where(np.take_along_axis(usable, first, 1), np.take_along_axis(ids, first, 1), PAD)
 
 
-def _local(keys: tuple[int, ...], rows: np.ndarray, own: Spans, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Comments of each row's video in random order, (B, width), and which of them are real.
+def _places(
+    keys: tuple[int, ...], rows: np.ndarray, counts: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random places in lists of `counts` (B,) elements, (B, width) int64, and which of them are real.
 
-    A video with at most `width` comments shows all of them; one with more a draw with replacement.
+    Of a list with at most `width` elements all, in random order; of a longer one a draw with replacement.
     """
-    counts = own.counts[:, None]
-    numbers = uniforms((*keys, 0), rows, width)
-    column = np.arange(width)
-    in_order = np.argsort(np.where(column < counts, numbers, 2.0), axis=1)
-    place = np.where(counts <= width, in_order, (numbers * counts).astype(np.int64))
-    real = (counts > width) | (column < counts)
-    index = np.where(real, own.starts[:, None] + np.minimum(place, np.maximum(counts - 1, 0)), 0)
-    ids = own.items[index].astype(np.int64) if len(own.items) else np.zeros(index.shape, dtype=np.int64)
-    return ids, real
+    numbers, size, column = uniforms(keys, rows, width), counts[:, None], np.arange(width)
+    in_order = np.argsort(np.where(column < size, numbers, 2.0), axis=1)
+    place = np.where(size <= width, in_order, (numbers * size).astype(np.int64))
+    return place, (size > width) | (column < size)
 
 
 def _repeated(ids: np.ndarray) -> np.ndarray:

@@ -58,11 +58,12 @@ def count_catalogue(
     targets = pair_scores(users, rows, items, positives)
     higher, tied = torch.zeros_like(positives), torch.ones_like(positives)
     left = users.double()
+    one_each = torch.equal(rows, torch.arange(len(users), device=rows.device))
     for start in range(1, len(items), chunk):
         scores = (left @ items[start : start + chunk].double().T).float()
         if seen is not None:
             _forget(scores, seen, start)
-        scores = scores[rows] if len(rows) != len(users) else scores
+        scores = scores if one_each else scores[rows]
         own = (positives - start).clamp(0, scores.shape[1] - 1)
         inside = (positives >= start) & (positives < start + scores.shape[1])
         # A positive is no rival of itself, whatever its score came to in this product.

@@ -129,7 +129,7 @@ class AlignedModel(nn.Module):
             batch: on the model's device.
             positions: see `draw_positions`; None in evaluation.
         """
-        pooled = self._pooled(batch.texts)
+        pooled = self.pooled(batch.texts)
         last, lm = self._read_prompts(batch)
         users, others, llm_users, targets = torch.func.functional_call(
             self.heads, self._exact_heads(), (pooled, last, batch, positions)
@@ -139,10 +139,11 @@ class AlignedModel(nn.Module):
     def text_vectors(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """Item vectors of texts given as token ids: (N, d) float32. No text has the vector zero."""
         exact = {f"heads.{name}": value for name, value in self._exact_heads().items()}
-        vectors: Tensor = torch.func.functional_call(_TextsAlone(self.heads), exact, (self._pooled(texts),))
+        vectors: Tensor = torch.func.functional_call(_TextsAlone(self.heads), exact, (self.pooled(texts),))
         return vectors
 
-    def _pooled(self, texts: Sequence[Sequence[int]]) -> Tensor:
+    def pooled(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """The LLM's mean-pooled states of texts given as token ids: (N, h) float32."""
         return encode(backbone(self.llm), texts, pad_id=self._pad_id, budget=self._budget)
 
     def _exact_heads(self) -> dict[str, Tensor]:

@@ -15,6 +15,10 @@ from lsvcr.schema import PAD, Task
 TABLE_ROWS = 1 << 16
 """Texts projected at once when a whole table is."""
 
+CONTRASTED = 8192
+"""History entries of a batch that the id-text contrast looks at, drawn anew each step. At batch 512 a batch has up to
+51,200 entries of a few thousand videos: the mean over a draw has the same expectation and costs a sixth."""
+
 
 class RankModel(nn.Module):
     """SR model, text tables and losses of stage two; implements `Recommender[RankBatch]`.
@@ -30,10 +34,12 @@ class RankModel(nn.Module):
             the tables hold text vectors already.
         id_text_weight: weight of the id-text contrast; it needs ids and text and is off without one of them.
         id_text_negatives: its sampled negatives.
+        with_id: (n_videos + 1,) bool, videos that have an id embedding; the others are their text alone. None = all.
     """
 
     video_text: Tensor | None
     comment_text: Tensor | None
+    with_id: Tensor | None
     video_places: Tensor
     comment_places: Tensor
 
@@ -49,12 +55,14 @@ class RankModel(nn.Module):
         head: EmbeddingHead | None = None,
         id_text_weight: float = 0.1,
         id_text_negatives: int = 99,
+        with_id: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.sr, self.head, self.task = sr, head, task
         self.n_videos, self.n_comments = n_videos, n_comments
         self.register_buffer("video_text", video_text, persistent=False)
         self.register_buffer("comment_text", comment_text, persistent=False)
+        self.register_buffer("with_id", with_id, persistent=False)
         self.register_buffer("video_places", torch.zeros(n_videos + 1, dtype=torch.int64), persistent=False)
         self.register_buffer(
             "comment_places", torch.zeros(n_comments + 1, dtype=torch.int64), persistent=False
@@ -130,9 +138,13 @@ class RankModel(nn.Module):
         return comment_softmax(users, vectors, batch.candidates != PAD, self.sr.temperature)
 
     def _id_text(self, batch: RankBatch, videos: "_Projected") -> Tensor:
-        """Over all real entries of both histories; the text vector of an entry is its video's title."""
+        """Over the real entries of both histories, or a draw; the text vector of an entry is its video's title."""
         entries = torch.cat([batch.video_ids.flatten(), batch.entry_videos.flatten()])
+        entries = self._ids(entries)
         entries = entries[entries != PAD]
+        if len(entries) > CONTRASTED:
+            # Drawn on the CPU, so that the same seed draws the same on every device.
+            entries = entries[torch.randint(len(entries), (CONTRASTED,)).to(entries.device)]
         titles = videos(entries)
         assert self.sr.video_id is not None
         return id_text_contrast(
@@ -158,16 +170,20 @@ class RankModel(nn.Module):
         return Histories(
             video_title=videos(batch.video_ids),
             video_comment=shown,
-            video_ids=batch.video_ids,
+            video_ids=self._ids(batch.video_ids),
             video_mask=batch.video_ids != PAD,
             comment_title=videos(batch.entry_videos),
             comment_comment=entries,
-            comment_video_ids=batch.entry_videos,
+            comment_video_ids=self._ids(batch.entry_videos),
             comment_mask=batch.entry_videos != PAD,
         )
 
     def _video_vectors(self, videos: "_Projected", ids: Tensor) -> Tensor:
-        return self.sr.video_vectors(videos(ids), ids)
+        return self.sr.video_vectors(videos(ids), self._ids(ids))
+
+    def _ids(self, videos: Tensor) -> Tensor:
+        """Rows of the id table: padding, which is zero, for videos without an id embedding."""
+        return videos if self.with_id is None else videos.masked_fill(~self.with_id[videos], PAD)
 
     def _training_videos(self, batch: RankBatch) -> "_Projected":
         """Titles of the step, each projected once: all of them where the softmax needs all."""

@@ -26,11 +26,13 @@ from lsvcr.training.align_state import (
     gather_state,
     read_trainer,
     restore_state,
+    run_lock,
     trainable,
     versions,
     write_checkpoint,
 )
-from lsvcr.training.engine import join_processes, leave_processes, read_config, set_learning_rate, start_engine
+from lsvcr.training.engine import process_group, read_config, set_learning_rate, start_engine
+from lsvcr.training.head_start import head_start
 from lsvcr.training.schedule import learning_rate_factor
 from lsvcr.utils.distributed import barrier, broadcast_object, is_main, rank, reduce_sum, world_size
 from lsvcr.utils.errors import UserError
@@ -54,10 +56,11 @@ def align(settings: AlignSettings) -> Path:
     """
     check_settings(settings)
     config = read_config(settings.deepspeed, bf16=settings.bf16)
-    device = join_processes()
-    try:
+    with process_group() as device:
         dataset = open_dataset(settings.data_path)
         parts = build(settings, dataset)
+        if settings.head_start_epochs and not _is_interrupted(settings):
+            head_start(parts.model.heads.to(device), dataset, settings)
         engine = start_engine(
             parts.model,
             parameter_groups(parts.model, settings),
@@ -68,8 +71,11 @@ def align(settings: AlignSettings) -> Path:
             max_grad_norm=settings.max_grad_norm,
         )
         return AlignTrainer(settings, dataset, parts, engine, device).run()
-    finally:
-        leave_processes()
+
+
+def _is_interrupted(settings: AlignSettings) -> bool:
+    """True where weights of an interrupted run will replace those of a fresh start."""
+    return settings.resume and bool(broadcast_object((Path(settings.output_dir) / LAST_DIR).is_dir()))
 
 
 class AlignTrainer:
@@ -88,7 +94,10 @@ class AlignTrainer:
 
     def run(self) -> Path:
         """Train from where the run stands to its end; see `align`."""
-        start = self._standing()
+        with run_lock(self._run):
+            return self._train(self._standing())
+
+    def _train(self, start: int) -> Path:
         self._introduce(start)
         writer = MetricsWriter(self._run, self._settings.report_to, resume_step=start)
         window = _Window()
@@ -132,7 +141,9 @@ class AlignTrainer:
         settings = self._settings
         seed_everything(settings.seed, _DROPOUT_STREAM, micro, rank())
         longest = (settings.max_phis_len, settings.max_chis_len)
-        positions = draw_positions(batch, longest, settings.max_position, settings.seed, micro)
+        positions = None
+        if settings.random_positions:
+            positions = draw_positions(batch, longest, settings.max_position, settings.seed, micro)
         losses: dict[str, Tensor] = self._engine(batch, positions)
         if not bool(torch.isfinite(losses["loss"])):
             broken = ", ".join(name for name in PARTS[1:] if not bool(torch.isfinite(losses[name])))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from lsvcr.data.align import AlignCollator, TrainingStream
 from lsvcr.data.align_samples import AlignSamples
 from lsvcr.data.prompts import PromptBuilder
 from lsvcr.data.store import Dataset
-from lsvcr.data.text_bank import TextBank
+from lsvcr.data.text_bank import TextBank, comment_code, video_code
 from lsvcr.llm.aligned import AlignedHeads, AlignedModel, enable_checkpointing
 from lsvcr.llm.encoder import tokenize
 from lsvcr.llm.loading import hidden_size, load_llm
@@ -24,6 +25,8 @@ from lsvcr.utils.logging import get_logger
 from lsvcr.utils.seeding import seed_everything
 
 _INIT_STREAM = 41
+_STANDARD_TEXTS = 512
+"""Titles, and comments, that the embedding head's input statistics are taken from."""
 
 logger = get_logger(__name__)
 
@@ -105,9 +108,8 @@ def build(settings: AlignSettings, dataset: Dataset) -> AlignParts:
     dtype = torch.bfloat16 if settings.bf16 else torch.float32
     samples = _samples(settings, dataset, Split.TRAIN)
     llm, tokenizer = load_llm(settings.model_name_or_path, dtype=dtype, llm_layers=settings.llm_layers)
-    bank = TextBank(
-        dataset.titles(), dataset.contents(), lambda texts: tokenize(tokenizer, texts, settings.max_text_length)
-    )
+    cut = partial(tokenize, tokenizer, max_tokens=settings.max_text_length)
+    bank = TextBank(dataset.titles(), dataset.contents(), cut)
     prompts = PromptBuilder(
         tokenizer,
         language=settings.language,
@@ -116,8 +118,10 @@ def build(settings: AlignSettings, dataset: Dataset) -> AlignParts:
         max_text=settings.max_text_length,
     )
     collator = AlignCollator(bank, prompts, pad_id=int(tokenizer.pad_token_id))
+    model = _model(settings, llm, int(tokenizer.pad_token_id))
+    model.heads.head.standardise(_some_states(model, dataset, bank))
     return AlignParts(
-        model=_model(settings, llm, int(tokenizer.pad_token_id)),
+        model=model,
         stream=TrainingStream(samples, settings.seed),
         samples=samples,
         collator=collator,
@@ -133,6 +137,19 @@ def parameter_groups(model: AlignedModel, settings: AlignSettings) -> list[dict[
         for part, rate in zip((model.llm, model.heads), rates, strict=True)
     ]
     return [group for group in groups if group["params"]]
+
+
+def _some_states(model: AlignedModel, dataset: Dataset, bank: TextBank) -> torch.Tensor:
+    """Pooled states of texts from all over the dataset: (N, h), of the LLM as it comes; the same on every process."""
+    codes = [video_code(i) for i in _spread(dataset.n_videos)] + [comment_code(i) for i in _spread(dataset.n_comments)]
+    ids = bank.ids(codes)
+    with torch.no_grad():
+        return model.pooled([ids[code] for code in codes])
+
+
+def _spread(count: int) -> list[int]:
+    """At most `_STANDARD_TEXTS` indices of 1 .. count, evenly spread."""
+    return sorted({1 + i * count // _STANDARD_TEXTS for i in range(_STANDARD_TEXTS)}) if count else []
 
 
 def _samples(settings: AlignSettings, dataset: Dataset, split: Split) -> AlignSamples:

@@ -8,8 +8,10 @@ Order, dropout and augmentation are functions of (seed, step), so no random stat
 stored whole, so a run may continue on another number of processes.
 """
 
+import fcntl
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,15 @@ from lsvcr.llm.lora import delta_norm, save_adapter
 from lsvcr.models.checkpoint import save_into
 from lsvcr.schema import ADAPTER_DIR, LAST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE
 from lsvcr.training.engine import MOMENTS, open_moments
+from lsvcr.utils.distributed import is_main
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_dir, read_json, sha256_file, write_json
+from lsvcr.utils.logging import get_logger
 
 KIND = "stage-one"
 TRAINER_WEIGHTS_FILE = "trainer.safetensors"
 TRAINER_FILE = "trainer.json"
+LOCK_FILE = ".lock"
 HEADS = "heads."
 """Prefix of the fully trained parameters inside `AlignedModel`; left out in the file."""
 
@@ -44,6 +49,9 @@ FREE_SETTINGS = frozenset(
 )  # fmt: skip
 """Settings that a continued run may change: they do not change what is learned from which samples. The product of
 batch, accumulation and processes is compared instead of its factors, the data by their hash."""
+
+
+logger = get_logger(__name__)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -117,6 +125,7 @@ def write_checkpoint(
     """
     prefix = f"{MASTER}.{HEADS}"
     heads = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    heads |= {name: value.detach().float().cpu() for name, value in model.heads.named_buffers()}
     with atomic_dir(folder) as temporary:
         if hasattr(model.llm, "peft_config"):
             save_adapter(model.llm, temporary / ADAPTER_DIR)
@@ -176,6 +185,29 @@ def check_same_run(run: Path, settings: Mapping[str, Any], data_hash: str, globa
             f"{run} holds a run that was started differently: {'; '.join(differences)}. "
             "Use another --output_dir, or --resume False to start anew there"
         )
+
+
+@contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Keep two runs from writing to one folder. The lock ends with the process, however it ends.
+
+    Raises:
+        UserError: another process trains there.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    if not is_main():
+        yield
+        return
+    with (run / LOCK_FILE).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another run is training in {run}: wait for it or end it, or use another --output_dir"
+            ) from None
+        except OSError:
+            logger.warning(f"{run} is on a file system without locks: see that no other run writes there")
+        yield
 
 
 def versions() -> dict[str, str]:

@@ -101,12 +101,16 @@ def _digests(texts: TextTable) -> np.ndarray:
     start, stop = _my_slice(len(texts))
     mine = np.zeros((stop - start, 2), dtype=np.uint64)
     for low, high in _chunks(start, stop):
-        for place, text in enumerate(texts.take(np.arange(low, high)), start=low - start):
-            if text.strip():
-                digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-                mine[place] = np.frombuffer(digest, dtype=np.uint64)
+        digests = b"".join(map(_digest, texts.take(np.arange(low, high))))
+        mine[low - start : high - start] = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
     # The process group carries signed integers.
     return gather_rows(np.arange(start, stop), mine.view(np.int64))[1].view(np.uint64)
+
+
+def _digest(text: str) -> bytes:
+    if not text.strip():
+        return bytes(16)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _number_distinct(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -31,12 +31,16 @@ def work_folder(target: Path) -> Iterator[Path]:
     What a killed run left is removed first.
 
     Raises:
-        UserError: `target` cannot be written to, or another run is at work there.
+        UserError: `target` cannot be written to, is not shared, or another run is at work there.
     """
     work, lock = target / _WORK, -1
     if is_main():
         lock = _take(work)
     barrier()
+    if not work.is_dir():
+        raise UserError(
+            f"{target} is another folder on this machine: --output_dir must be one that all machines share"
+        )
     try:
         yield work
         barrier()
@@ -117,7 +121,7 @@ def merge(work: Path, name: str, plan: Plan, width: int, processes: int) -> None
             if bad is not None:
                 raise UserError(f"{name}, row {plan.first[texts[start + bad]]}: NaN or infinity; run again")
             merged[rows] = vectors[place]
-            written[rows] += 1
+            np.add.at(written, rows, 1)
     wanted = np.zeros(plan.n_rows, dtype=np.uint8)
     wanted[plan.scatter(np.flatnonzero(plan.lengths > 0))[0]] = 1
     wrong = np.flatnonzero(written != wanted)

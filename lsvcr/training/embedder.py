@@ -25,6 +25,8 @@ from lsvcr.utils.logging import get_logger
 NO_CHECKPOINT = "none"
 STAGE_ONE_KIND = "stage-one"
 HEAD_PREFIX = "head."
+DEFAULT_TEXT_LENGTH = 64
+"""Tokens of a text where neither the settings nor a checkpoint say how many; 0 in the settings leaves it to them."""
 
 _log = get_logger(__name__)
 
@@ -49,9 +51,18 @@ class Embedder:
         """Width of the main output: e with a head, h without."""
         return int(self.about["width"])
 
+    @property
+    def on_gpu(self) -> bool:
+        """True if the LLM is on a GPU."""
+        return next(self.backbone.parameters()).is_cuda
+
     def ids(self, texts: list[str]) -> list[list[int]]:
         """Token ids of texts; none for an empty one."""
         return tokenize(self.tokenizer, texts, self.max_text_length)
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Tokens of texts."""
+        return list(map(len, self.ids(texts)))
 
     @torch.inference_mode()
     def vectors(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -99,8 +110,9 @@ def load_embedder(settings: EmbedSettings, source: Path | None) -> Embedder:
         if not settings.model_name_or_path:
             raise UserError("name the LLM with --model_name_or_path, or a stage-one run with --checkpoint")
         loaded = load_llm(settings.model_name_or_path, dtype=_dtype(settings), llm_layers=settings.llm_layers)
-        return _embedder(settings, *loaded, head=None, parent=None)
+        return _embedder(settings, *loaded, head=None, parent=None, trained_length=0)
     tensors, manifest = checkpoints.load(source)
+    _check_files(source, manifest)
     trained = _stage_one_settings(source, manifest)
     name = settings.model_name_or_path or trained["model_name_or_path"]
     model, tokenizer = load_llm(name, dtype=_dtype(settings), llm_layers=trained["llm_layers"])
@@ -109,13 +121,15 @@ def load_embedder(settings: EmbedSettings, source: Path | None) -> Embedder:
         model = load_adapter(model, source / ADAPTER_DIR)
     elif trained.get("lora", True):
         raise UserError(f"{source} was trained with LoRA but has no {ADAPTER_DIR}/: take another checkpoint")
-    if trained.get("max_text_length", settings.max_text_length) != settings.max_text_length:
+    length = int(trained.get("max_text_length", 0))
+    if length and settings.max_text_length not in (0, length):
         _log.warning(
             "texts are cut at %d tokens, in stage one they were at %d (--max_text_length)",
             settings.max_text_length,
-            trained["max_text_length"],
+            length,
         )
-    return _embedder(settings, model, tokenizer, head, parent=sha256_file(source / MANIFEST_FILE))
+    parent = sha256_file(source / MANIFEST_FILE)
+    return _embedder(settings, model, tokenizer, head, parent, trained_length=length)
 
 
 def _embedder(
@@ -124,15 +138,17 @@ def _embedder(
     tokenizer: transformers.PreTrainedTokenizerBase,
     head: EmbeddingHead | None,
     parent: str | None,
+    trained_length: int,
 ) -> Embedder:
     device = _device()
+    length = settings.max_text_length or trained_length or DEFAULT_TEXT_LENGTH
     about = {
         "kind": "untuned" if head is None else "tuned",
         "width": hidden_size(model) if head is None else head.outer.out_features,
         "llm": unwrap(model).name_or_path,
         "llm_layers": n_layers(unwrap(model).config),
         "parent": parent,
-        "max_text_length": settings.max_text_length,
+        "max_text_length": length,
         "dtype": str(_dtype(settings)).removeprefix("torch."),
         "versions": {
             "lsvcr": lsvcr.__version__,
@@ -145,7 +161,7 @@ def _embedder(
         tokenizer=tokenizer,
         head=None if head is None else head.to(device).eval(),
         full_width=hidden_size(model),
-        max_text_length=settings.max_text_length,
+        max_text_length=length,
         about=about,
     )
 
@@ -158,6 +174,15 @@ def _stage_one_settings(source: Path, manifest: dict[str, Any]) -> dict[str, Any
     if lacking:
         raise UserError(f"{source / MANIFEST_FILE} lacks the settings {', '.join(lacking)}: train again")
     return settings
+
+
+def _check_files(source: Path, manifest: dict[str, Any]) -> None:
+    """Adapter, head and manifest of a checkpoint are of one moment: their hashes are the manifest's."""
+    for name, digest in manifest.get("files", {}).items():
+        if not (source / name).is_file() or sha256_file(source / name) != digest:
+            raise UserError(
+                f"{source / name} is missing or has changed since stage one wrote it: train again"
+            )
 
 
 def _load_head(source: Path, tensors: dict[str, Tensor], llm_width: int) -> EmbeddingHead:

@@ -1,7 +1,11 @@
 """DeepSpeed around a model: process group, configuration, optimiser, learning rate."""
 
+import ctypes
 import os
-from collections.abc import Iterable
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,28 +31,40 @@ _TIMEOUT = timedelta(minutes=30)
 logger = get_logger(__name__)
 
 
-def join_processes() -> torch.device:
+@contextmanager
+def process_group() -> Iterator[torch.device]:
     """Join the process group that torchrun describes, or make one of this process alone.
 
-    Returns:
+    A group that is there already is used and left as it is; else it ends with the block, and DeepSpeed, which keeps
+    groups of its own inside it, can then not be used again in this process.
+
+    Yields:
         This process's device: its GPU (nccl) where there are GPUs, else the CPU (gloo).
 
     Raises:
         UserError: the address or port of the group cannot be used.
     """
+    _end_with_launcher()
     use_gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(device)
     if dist.is_initialized():
-        return device
-    backend = "nccl" if use_gpu else "gloo"
+        yield device
+        return
+    _join("nccl" if use_gpu else "gloo")
     try:
-        if "RANK" in os.environ:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even where there is no launcher
+    try:
+        if dist.is_torchelastic_launched() or "MASTER_PORT" in os.environ:
             dist.init_process_group(backend, timeout=_TIMEOUT)
         else:
-            # DeepSpeed reads these even where the group exists already.
-            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -56,13 +72,13 @@ def join_processes() -> torch.device:
             f"the processes cannot meet at {place} ({' '.join(str(error).split())[:200]}): "
             "choose another port with MASTER_PORT=..., and check that every machine reaches the first"
         ) from error
-    return device
 
 
-def leave_processes() -> None:
-    """End the process group, so that the interpreter exits without a complaint."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def _end_with_launcher() -> None:
+    """Let a torchrun that is killed outright take its processes along: they would train on unseen."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def read_config(path: str | Path, *, bf16: bool) -> dict[str, Any]:

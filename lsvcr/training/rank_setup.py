@@ -26,6 +26,8 @@ SR_PREFIX, HEAD_PREFIX = "sr.", "head."
 
 _NEW_IN_STAGE_TWO = ("video_id.*", "comment_id.*", "gate")
 _INITIALISATION = 1
+STANDARDISED_TEXTS = 1 << 14
+"""Texts of each kind that a fresh embedding head's statistics are taken from."""
 
 
 @dataclass
@@ -165,7 +167,10 @@ def build_model(
         use_text=not settings.disable_text,
         use_comments=not settings.disable_comments,
     )
-    head = None if texts is None or not texts.needs_head else EmbeddingHead(texts.width, settings.text_width)
+    head = None
+    if texts is not None and texts.needs_head:
+        head = EmbeddingHead(texts.width, settings.text_width)
+        head.standardise(torch.cat([texts.videos[:STANDARDISED_TEXTS], texts.comments[:STANDARDISED_TEXTS]]))
     return RankModel(
         sr,
         task,
@@ -176,7 +181,15 @@ def build_model(
         head=head,
         id_text_weight=settings.id_text_loss_weight,
         id_text_negatives=settings.id_text_negatives,
+        with_id=_with_id(settings, dataset),
     )
+
+
+def _with_id(settings: RankSettings, dataset: Dataset) -> torch.Tensor | None:
+    """Which videos have an id embedding; None = all."""
+    if settings.min_id_count <= 0 or settings.disable_id or settings.disable_text:
+        return None
+    return torch.from_numpy(dataset.train_counts() >= settings.min_id_count)
 
 
 def about(setup: Setup, processes: int) -> dict[str, Any]:

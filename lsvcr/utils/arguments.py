@@ -103,12 +103,16 @@ def help_text(
         lines += ["", "example:", *(f"  {line.strip()}" for line in example.strip().splitlines())]
     lines += ["", "flags:"]
     hints = get_type_hints(cls)
-    rows = [(f"--{field.name} {_kind_label(hints[field.name])}", _field_help(field)) for field in _own_first(cls)]
+    rows = [
+        (f"--{field.name} {_kind_label(hints[field.name])}", _field_help(field)) for field in _own_first(cls)
+    ]
     rows += [(f"--{_CONFIG} FILE", "YAML file of these settings; flags win over it"), ("--help", "this text")]
     # Long labels get a line of their own, so that one of them does not push all texts to the right.
     column = 40
     for label, text in rows:
-        lines.append(f"  {label:<{column}} {text}" if len(label) <= column else f"  {label}\n  {'':<{column}} {text}")
+        lines.append(
+            f"  {label:<{column}} {text}" if len(label) <= column else f"  {label}\n  {'':<{column}} {text}"
+        )
     return "\n".join(lines) + "\n"
 
 

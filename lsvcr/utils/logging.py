@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -52,7 +52,15 @@ def quiet_third_party() -> None:
         warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")
 
 
-def progress(source: Iterable[T] | int, description: str, total: int | None = None) -> "Progress[T]":
+@overload
+def progress(source: int, description: str, total: int | None = None) -> "Progress[None]": ...
+
+
+@overload
+def progress(source: Iterable[T], description: str, total: int | None = None) -> "Progress[T]": ...
+
+
+def progress(source: Iterable[Any] | int, description: str, total: int | None = None) -> "Progress[Any]":
     """A progress bar with the time that remains; silent on all processes but the first.
 
     Two uses: `for item in progress(items, "reading"):`, and for work that counts by itself
@@ -121,7 +129,13 @@ class Progress(Generic[T]):
 
     def _open_bar(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as RichProgress
 
         self._bar = RichProgress(
@@ -178,7 +192,10 @@ class MetricsWriter:
         if not _is_main():
             return
         numbers = {name: float(value) for name, value in values.items()}
-        row = {"step": step, **{name: value if math.isfinite(value) else None for name, value in numbers.items()}}
+        row = {
+            "step": step,
+            **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+        }
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
         if self._curves is not None:

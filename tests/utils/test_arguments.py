@@ -9,7 +9,14 @@ from typing import Literal
 
 import pytest
 
-from lsvcr.settings import AlignSettings, EmbedSettings, PrepareSettings, RankSettings, SimulateSettings, option
+from lsvcr.settings import (
+    AlignSettings,
+    EmbedSettings,
+    PrepareSettings,
+    RankSettings,
+    SimulateSettings,
+    option,
+)
 from lsvcr.utils.arguments import load_settings, nearest, parse_settings
 from lsvcr.utils.errors import UserError
 
@@ -96,7 +103,9 @@ def test_what_is_wrong_is_named_with_its_remedy(words, parts):
 
 
 def test_positional_fields():
-    assert parse("epoch", "--swift", "box", positionals=("mode", "name")) == Example(mode="epoch", swift=True, name="box")
+    assert parse("epoch", "--swift", "box", positionals=("mode", "name")) == Example(
+        mode="epoch", swift=True, name="box"
+    )
     with pytest.raises(UserError, match="MODE is one of"):
         parse("epok", positionals=("mode",))
 
@@ -156,7 +165,9 @@ def test_help_tells_every_flag_its_default_and_an_example(capsys):
     assert text.index("--rate") < text.index("--width")  # the class's own flags come before inherited ones
 
 
-@pytest.mark.parametrize("cls", [AlignSettings, RankSettings, EmbedSettings, PrepareSettings, SimulateSettings])
+@pytest.mark.parametrize(
+    "cls", [AlignSettings, RankSettings, EmbedSettings, PrepareSettings, SimulateSettings]
+)
 def test_every_field_of_every_command_has_a_help_line(cls, capsys):
     with pytest.raises(SystemExit):
         parse_settings(cls, ["--help"], "prog")
@@ -176,7 +187,11 @@ def test_the_reference_commands_are_accepted():
         "--deepspeed ./config/ds_z2_bf16.json --save_steps 1000 --load_best_model_at_end False".split(),
         "python train.py",
     )
-    assert align.load_best_model_at_end is False and align.lora is True and align.gradient_accumulation_steps == 8
+    assert (
+        align.load_best_model_at_end is False
+        and align.lora is True
+        and align.gradient_accumulation_steps == 8
+    )
     rank = parse_settings(
         RankSettings,
         "--seed 2024 --output_dir ./ckpt/y --pretrain_checkpoint ./ckpt/LSVCR/adapter_model.bin --data_path ./data/ "

@@ -12,7 +12,7 @@ assert shutil.which("ninja") is None and shutil.which("g++") is None and shutil.
 sentence = prepare_cpu_ops()
 torch.manual_seed(0)
 model = torch.nn.Linear(4, 1, bias=False)
-config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 2}}
+config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 2}, "zero_allow_untested_optimizer": True}
 optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
 engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
 before = model.weight.detach().clone()

@@ -52,7 +52,9 @@ def test_a_closed_pipe_is_no_error():
         "sys.exit(exit_code(run))"
     )
     done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; '{sys.executable}' -c \"$0\" | head -n 1", code], capture_output=True, text=True
+        ["bash", "-c", f"set -o pipefail; '{sys.executable}' -c \"$0\" | head -n 1", code],
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "line\n", "")
 
@@ -72,13 +74,19 @@ sys.exit(exit_code(run, sys.argv[1]))
 
 @pytest.mark.parametrize(
     "who, code, expected",
-    [("all", 2, "error: no such dataset\n"), ("1", 2, "process 1: error: no such dataset\n"), ("crash", 1, None)],
+    [
+        ("all", 2, "error: no such dataset\n"),
+        ("1", 2, "process 1: error: no such dataset\n"),
+        ("crash", 1, None),
+    ],
 )
 def test_launched_processes_end_in_one_sentence(tmp_path: Path, who, code, expected):
     (tmp_path / "job.py").write_text(SCRIPT)
     launcher = [sys.executable, "-m", "lsvcr.utils.launch", "torchrun"]
     rendezvous = ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "--nproc_per_node", "2"]
-    done = subprocess.run([*launcher, *rendezvous, str(tmp_path / "job.py"), who], capture_output=True, text=True)
+    done = subprocess.run(
+        [*launcher, *rendezvous, str(tmp_path / "job.py"), who], capture_output=True, text=True
+    )
     assert done.returncode == code
     if expected is None:
         assert "ValueError: a defect" in done.stderr and "FAILED" in done.stderr

@@ -82,7 +82,9 @@ def test_progress_draws_a_bar_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     with progress(3, "embedding") as bar:
         bar.advance(2, note="fine")
-    assert "embedding" in terminal.getvalue() and "2/3" in terminal.getvalue() and "fine" in terminal.getvalue()
+    assert (
+        "embedding" in terminal.getvalue() and "2/3" in terminal.getvalue() and "fine" in terminal.getvalue()
+    )
 
 
 def test_progress_is_silent_on_other_processes(monkeypatch):

@@ -23,9 +23,9 @@ class Shape:
     popularity_shift: float = 12.0
     freshness_days: float = 25.0
     new_share: float = 0.45
-    second_topic_share: float = 0.30
+    second_topic_share: float = 0.20
     second_topic_weight: float = 0.35
-    decoy_share: float = 0.45
+    decoy_share: float = 0.15
     comment_slope: float = 0.8
     comment_reach: float = 0.6
     comment_topic_spill: float = 0.3

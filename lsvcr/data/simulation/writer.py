@@ -3,7 +3,7 @@
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from itertools import accumulate
 
 import numpy as np
@@ -41,10 +41,10 @@ class Dice:
         return low + int(self.unit() * (high - low + 1))
 
 
-@lru_cache(maxsize=None)
+@cache
 def zipf_edges(count: int, tenths: int) -> tuple[float, ...]:
     """Cumulative probabilities of ranks 1..count under rank^-(tenths / 10)."""
-    edges = list(accumulate((rank + 2.0) ** (-tenths / 10.0) for rank in range(count)))
+    edges = list(accumulate((rank + 1.5) ** (-tenths / 10.0) for rank in range(count)))
     return tuple(edge / edges[-1] for edge in edges)
 
 
@@ -67,7 +67,7 @@ class Writer:
         words, dice = self.lexicon.topics[topic], self.dice
         if dice.chance(0.08):
             return dice.pick(words.shared)
-        edges = zipf_edges(len(words.words), 2 + round(9 * fame))
+        edges = zipf_edges(len(words.words), 4 + round(10 * fame))
         chosen = words.words[min(bisect_right(edges, dice.unit()), len(words.words) - 1)]
         if dice.chance(0.15):
             modifier = dice.pick(self.lexicon.phrases["modifiers"])
@@ -75,7 +75,7 @@ class Writer:
         return chosen
 
     def fill(
-        self, frame: str, topic: int = NONE, other: int = NONE, second: int = NONE, fame: float = 0.5
+        self, frame: str, topic: int = NONE, other: int = NONE, second: int = NONE, fame: float = 0.6
     ) -> str:
         """Replace every slot of the frame: words and acts of the given topics, and fillers."""
 
@@ -98,10 +98,10 @@ class Writer:
         dice, style = self.dice, self.lexicon.style
         bank = self.lexicon.tones[self.lexicon.tone_names[tone]]
         kind = dice.unit()
-        if kind < 0.13:
+        if kind < 0.08:
             said, tag = dice.pick(self.lexicon.topics[topic].hints), self.fill(dice.pick(bank["tags"]))
             return style["comma"].join((said, tag) if dice.chance(0.6) else (tag, said))
-        if kind < 0.30:
+        if kind < 0.25:
             said = self.fill(dice.pick(self.lexicon.phrases["neutral"]), topic=topic, fame=fame)
             return style["comma"].join((said, self.fill(dice.pick(bank["tags"]))))
         return self.fill(dice.pick(bank["titles"]), topic=topic, fame=fame)
@@ -119,13 +119,17 @@ class Writer:
                 text = self.phrase("mislead_before", other=decoy) + style["space"] + text
             else:
                 text += style["comma"] + self.phrase("mislead_after", other=decoy)
-        if not opened and dice.chance(0.3):
+        if not opened and dice.chance(0.2):
             text = self.phrase("openers") + style["space"] + text
-        if dice.chance(0.22):
+        if dice.chance(0.1):
             text += (style["comma"] if dice.chance(0.7) else style["stop"]) + self.phrase("life")
-        elif dice.chance(0.2):
+        elif dice.chance(0.12):
             text += style["comma"] + self.phrase("closers")
-        return self._decorated(self._cased(text), 0.35, 0.25)
+        text = self._decorated(self._cased(text), 0.2, 0.15)
+        if dice.chance(0.5):
+            # Half of the uploaders file their video under a word of its topic.
+            text += " #" + self.word(topic, fame).replace(" ", "")
+        return text
 
     def comment(self, topic: int, mention: int, tone: int) -> str:
         """A comment in a tone, naming the topic `mention` unless that is NONE.

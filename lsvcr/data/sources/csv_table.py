@@ -100,15 +100,18 @@ class CsvTable:
         if not self.path.is_file():
             raise UserError(f"{self.path} is missing; the raw folder must hold {self.name}")
         try:
-            with open(self.path, newline="", encoding="utf-8-sig") as stream:
-                line = stream.readline()
-                header = next(csv.reader([line]), [])
+            with open(self.path, "rb") as stream:
+                line = stream.readline().decode("utf-8-sig").rstrip("\r\n")
+            header = next(csv.reader([line]), [])
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(
                 f"{self.path}, line 1: the header cannot be read as UTF-8 CSV ({error})"
             ) from None
         if not header:
             raise UserError(f"{self.path} is empty; it must start with a header row")
+        repeated = [name for name in dict.fromkeys(header) if header.count(name) > 1]
+        if repeated:
+            raise UserError(f"{self.path}, line 1: the header names {repeated[0]!r} twice; rename one")
         needed = [column.name for column in self._columns]
         missing = [name for name in needed if name not in header]
         if not missing:
@@ -155,9 +158,9 @@ class CsvTable:
             for row, (_, fields) in zip(suspects, self._find(suspects), strict=True)
             if self._is_short(fields)
         ]
-        broken = frame.filter(
-            pl.col(_FAULT).is_between(1, _TOO_MANY) | pl.col(ROW).is_in(pl.Series(short, dtype=pl.UInt32))
-        )
+        is_short = pl.Series(np.isin(frame[ROW].to_numpy(), short))
+        is_broken = frame[_FAULT].is_between(1, _TOO_MANY) | is_short
+        broken = frame.filter(is_broken)
         if broken.height:
             first = broken.head(LISTED)
             found = self._find(first[ROW].to_list())
@@ -166,7 +169,7 @@ class CsvTable:
                 for (line, fields), fault in zip(found, first[_FAULT], strict=True)
             ]
             bad.add(self.name, broken.height, lines)
-            frame = frame.filter(~pl.col(ROW).is_in(broken[ROW]))
+            frame = frame.filter(~is_broken)
         return frame.drop(_FAULT)
 
     def _is_short(self, fields: list[str]) -> bool:

@@ -25,85 +25,69 @@ def read(settings: PrepareSettings, bad: BadRows) -> RawLogs:
     Raises:
         UserError: a file or column is missing, or a row is broken (see `BadRows`).
     """
-    folder, lossy = Path(settings.raw), bad.skip
     signals = parse_signals(settings.signals)
-    ids = Column("user_id", "id"), Column("video_id", "id")
-    flags = [Column(name, "flag") for name in signals]
-    # All headers are looked at before the first long read.
-    users = CsvTable(folder / "user_features.csv", ids[:1], lossy)
-    videos = CsvTable(
-        folder / "video_features.csv",
-        [ids[1], Column("author_id", "text"), Column("caption", "text"), Column("category", "text")],
-        lossy,
-    )
-    comments = CsvTable(
-        folder / "comment_features.csv",
-        [
-            Column("comment_id", "id"),
-            Column("comment_content", "text"),
-            ids[1],
-            Column("comment_like_cnt", "count"),
-        ],
-        lossy,
-    )
-    impressions = CsvTable(
-        folder / "user_video_inter.csv", [*ids, Column("time_ms", "milliseconds"), *flags], lossy
-    )
-    interactions = CsvTable(
-        folder / "user_comment_inter.csv",
-        [
-            ids[0],
-            Column("comment_id", "id"),
-            Column("time_stamp", "seconds"),
-            Column("photo_id", "id"),
-            Column("is_like", "flag"),
-            Column("is_reply", "flag"),
-        ],
-        lossy,
-    )
-    user_rows = users.collect_unique("user_id", bad)
-    video_rows = videos.collect_unique("video_id", bad)
-    comment_rows = comments.collect_unique("comment_id", bad)
-    liked, seen = impressions.collect(bad, keep=pl.any_horizontal(signals))
-    touched, shown = interactions.collect(bad, keep=pl.col("is_like") | pl.col("is_reply"))
+    tables = _tables(Path(settings.raw), signals, bad.skip)
+    users = tables["users"].collect_unique("user_id", bad)
+    videos = tables["videos"].collect_unique("video_id", bad)
+    comments = tables["comments"].collect_unique("comment_id", bad)
+    liked, impressions = tables["video_events"].collect(bad, keep=pl.any_horizontal(signals))
+    touched, interactions = tables["comment_events"].collect(bad, keep=pl.col("is_like") | pl.col("is_reply"))
     return RawLogs(
-        users=user_rows.select(ROW, pl.col("user_id").alias(RAW_ID)),
-        videos=video_rows.select(
-            ROW,
-            pl.col("video_id").alias(RAW_ID),
-            pl.col("caption").alias(TITLE),
-            pl.col("category").alias(CATEGORY),
-            pl.col("author_id").alias(AUTHOR),
+        users=_renamed(users, {"user_id": RAW_ID}),
+        videos=_renamed(
+            videos, {"video_id": RAW_ID, "caption": TITLE, "category": CATEGORY, "author_id": AUTHOR}
         ),
-        comments=comment_rows.select(
-            ROW,
-            pl.col("comment_id").alias(RAW_ID),
-            pl.col("comment_content").alias(CONTENT),
-            pl.col("video_id").alias(VIDEO),
-            pl.col("comment_like_cnt").alias(LIKES),
+        comments=_renamed(
+            comments,
+            {"comment_id": RAW_ID, "comment_content": CONTENT, "video_id": VIDEO, "comment_like_cnt": LIKES},
         ),
-        video_events=liked.select(
-            ROW,
-            pl.col("user_id").alias(USER),
-            pl.col("video_id").alias(VIDEO),
-            pl.col("time_ms").alias(TIME),
+        video_events=_renamed(liked, {"user_id": USER, "video_id": VIDEO, "time_ms": TIME}),
+        comment_events=_renamed(
+            touched, {"user_id": USER, "comment_id": COMMENT, "photo_id": VIDEO, "time_stamp": TIME}
         ),
-        comment_events=touched.select(
-            ROW,
-            pl.col("user_id").alias(USER),
-            pl.col("comment_id").alias(COMMENT),
-            pl.col("photo_id").alias(VIDEO),
-            pl.col("time_stamp").alias(TIME),
-        ),
-        origins={
-            "users": users,
-            "videos": videos,
-            "comments": comments,
-            "video_events": impressions,
-            "comment_events": interactions,
-        },
-        counts={"impressions": seen, "comment_interactions": shown},
+        origins=tables,
+        counts={"impressions": impressions, "comment_interactions": interactions},
     )
+
+
+def _tables(folder: Path, signals: list[str], lossy: bool) -> dict[str, CsvTable]:
+    """The five files by the frame they become; all headers are looked at before the first long read."""
+    user, video, comment = Column("user_id", "id"), Column("video_id", "id"), Column("comment_id", "id")
+    return {
+        "users": CsvTable(folder / "user_features.csv", [user], lossy),
+        "videos": CsvTable(
+            folder / "video_features.csv",
+            [video, Column("author_id", "text"), Column("caption", "text"), Column("category", "text")],
+            lossy,
+        ),
+        "comments": CsvTable(
+            folder / "comment_features.csv",
+            [comment, Column("comment_content", "text"), video, Column("comment_like_cnt", "count")],
+            lossy,
+        ),
+        "video_events": CsvTable(
+            folder / "user_video_inter.csv",
+            [user, video, Column("time_ms", "milliseconds"), *(Column(name, "flag") for name in signals)],
+            lossy,
+        ),
+        "comment_events": CsvTable(
+            folder / "user_comment_inter.csv",
+            [
+                user,
+                comment,
+                Column("time_stamp", "seconds"),
+                Column("photo_id", "id"),
+                Column("is_like", "flag"),
+                Column("is_reply", "flag"),
+            ],
+            lossy,
+        ),
+    }
+
+
+def _renamed(frame: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
+    """`row` and the columns in `names` under their new names."""
+    return frame.select(ROW, *(pl.col(old).alias(new) for old, new in names.items()))
 
 
 def parse_signals(text: str) -> list[str]:
@@ -118,4 +102,3 @@ def parse_signals(text: str) -> list[str]:
         wrong = f"unknown signal {unknown[0]!r}" if unknown else "no signal given"
         raise UserError(f"--signals: {wrong}; choose from {', '.join(SIGNALS)}")
     return names
-

@@ -1,0 +1,141 @@
+"""A head start for stage one: SR model and embedding head learn on the untuned LLM's vectors before the LLM moves.
+
+From random SR weights, the first hundreds of stage-one steps teach the SR model what a head on frozen vectors learns in
+seconds, at the price of an LLM pass a text. A head start pays that part cheaply, so that every token of stage one
+goes where only the LLM can help. It uses the training samples of both tasks and text alone: no ids.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lsvcr.data.rank import RankData
+from lsvcr.data.store import Dataset
+from lsvcr.data.vectors import described, load_embeddings
+from lsvcr.llm.aligned import AlignedHeads
+from lsvcr.models.rank import RankModel
+from lsvcr.schema import COMMENT_FULL_EMBEDDINGS_FILE, VIDEO_FULL_EMBEDDINGS_FILE, Split, Task
+from lsvcr.settings import AlignSettings
+from lsvcr.training.rank_batches import EpochBatches, MicroBatch
+from lsvcr.utils.distributed import world_size
+from lsvcr.utils.errors import UserError
+from lsvcr.utils.logging import get_logger, progress
+from lsvcr.utils.seeding import generator, seed_everything
+
+_DROPOUT_STREAM = 51
+_MIX_STREAM = 52
+_BATCH = 256
+_NEGATIVE_COMMENTS = 19
+_WEIGHT_DECAY = 1e-5
+
+logger = get_logger(__name__)
+
+
+def head_start(heads: AlignedHeads, dataset: Dataset, settings: AlignSettings) -> None:
+    """Train `heads.sr` and `heads.head` in place for `settings.head_start_epochs`; the same on every process.
+
+    The loss is stage two's: softmax over all videos (Rec), over the comments of the watched video (CommRank).
+
+    Args:
+        heads: float32, on the CPU or a GPU, with the same weights on every process.
+        dataset: its folder (or `settings.head_start_vectors`) holds the untuned LLM's `*_full_embs.npy`.
+        settings: of stage one.
+
+    Raises:
+        UserError: the vectors are missing or come from another LLM, dataset or number of layers.
+    """
+    tasks = list(Task) if settings.tasks == "both" else [Task.parse(settings.tasks)]
+    tables = _tables(dataset, settings)
+    models = {task: _model(heads, task, dataset, tables) for task in tasks}
+    data = {
+        task: RankData(
+            dataset, task, Split.TRAIN, max_videos=settings.max_position, max_entries=settings.max_position
+        )
+        for task in tasks
+    }
+    parameters = [*heads.sr.parameters(), *heads.head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.head_start_learning_rate, weight_decay=_WEIGHT_DECAY)
+    steps = settings.head_start_epochs * sum(-(-len(part) // (_BATCH * world_size())) for part in data.values())
+    device = next(heads.parameters()).device
+    heads.train()
+    with progress(steps, "head start of the SR model on frozen text") as bar:
+        for epoch in range(settings.head_start_epochs):
+            seed_everything(settings.seed, _DROPOUT_STREAM, epoch, dist.get_rank() if dist.is_initialized() else 0)
+            for task, micro in _mixed(data, settings.seed, epoch):
+                loss = models[task].training_loss(micro.batch.to(device))["loss"]
+                (loss * micro.weight).backward()
+                _average_gradients(parameters)
+                optimizer.step()
+                optimizer.zero_grad()
+                bar.advance(1, f"{task.label} loss {float(loss.detach()):.3f}")
+
+
+def _mixed(data: dict[Task, RankData], seed: int, epoch: int) -> Iterator[tuple[Task, MicroBatch]]:
+    """The batches of all tasks in one random order, the same on every process."""
+    batches = {
+        task: EpochBatches(part, batch=_BATCH, accumulation=1, seed=seed, epoch=epoch, negatives=_negatives(task))
+        for task, part in data.items()
+    }
+    turns = [(task, number) for task, part in batches.items() for number in range(len(part))]
+    for turn in generator(seed, epoch, _MIX_STREAM).permutation(len(turns)):
+        task, number = turns[turn]
+        yield task, batches[task][number]
+
+
+def _negatives(task: Task) -> int:
+    return _NEGATIVE_COMMENTS if task is Task.COMM_RANK else 0
+
+
+def _average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Mean over processes, in one exchange. What a task does not use has no gradient on any of them."""
+    if world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    joined = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(joined)
+    for gradient, mean in zip(gradients, joined.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient) / world_size())
+
+
+def _model(
+    heads: AlignedHeads, task: Task, dataset: Dataset, tables: tuple[torch.Tensor, torch.Tensor]
+) -> RankModel:
+    model = RankModel(
+        heads.sr, task, *tables, n_videos=dataset.n_videos, n_comments=dataset.n_comments, head=heads.head
+    )
+    return model.to(next(heads.parameters()).device).train()
+
+
+def _tables(dataset: Dataset, settings: AlignSettings) -> tuple[torch.Tensor, torch.Tensor]:
+    """The untuned LLM's vectors of titles and comments, memory-mapped."""
+    folder = Path(settings.head_start_vectors or settings.data_path)
+    found = []
+    for name, rows in (
+        (VIDEO_FULL_EMBEDDINGS_FILE, dataset.n_videos + 1),
+        (COMMENT_FULL_EMBEDDINGS_FILE, dataset.n_comments + 1),
+    ):
+        file = folder / name
+        made = (
+            f"lsvcr embed --checkpoint none --model_name_or_path {settings.model_name_or_path} "
+            f"--llm_layers {settings.llm_layers} --data_path {settings.data_path} --output_dir {folder}"
+        )
+        if not file.is_file():
+            raise UserError(f"--head_start_epochs needs {file}: make it with `{made}`")
+        _check_origin(file, settings, made)
+        load_embeddings(file, name, rows, dataset.data_hash)
+        found.append(torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False)))
+    return found[0], found[1]
+
+
+def _check_origin(file: Path, settings: AlignSettings, made: str) -> None:
+    about = described(file) or {}
+    if about.get("kind") == "tuned" or (
+        settings.llm_layers and about.get("llm_layers", settings.llm_layers) != settings.llm_layers
+    ):
+        raise UserError(
+            f"{file} was not made by the first {settings.llm_layers or 'all'} layers of the untuned LLM: run `{made}`"
+        )

@@ -1,0 +1,222 @@
+#!/usr/bin/env bash
+# The whole line on simulated data, from an empty clone to a table that says what stage one brought.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+usage() {
+    cat <<'TEXT'
+usage: bash scripts/demo.sh [KEY=VALUE ...]
+
+Makes the environment, simulates a small video world, trains stage one with a small LLM and stage two for both tasks,
+and prints one table. Without a GPU: 2 cores, 8 GB of memory, about 15 minutes. Run it again and it takes up where it
+stopped; what is finished is used again.
+
+  OUT              folder that receives everything (./demo)
+  PRESET           demo (default), or tiny: a world of 60 people and a few steps, to see that all parts work
+  LANGUAGE         en (default) or zh: language of titles, comments and prompts
+  SEED             seed of the world and of all training (2024)
+  BASE_MODEL_PATH  the LLM: smollm2-135m (default), a folder, GGUF file or hub id; tiny-random answers at once
+
+examples:
+  bash scripts/demo.sh
+  bash scripts/demo.sh OUT=/tmp/smoke PRESET=tiny BASE_MODEL_PATH=tiny-random
+TEXT
+}
+
+KEYS=(OUT PRESET LANGUAGE SEED BASE_MODEL_PATH)
+STEPS=7
+NUMBER=0
+STEP="the arguments"
+WATCHER=""
+STAGE_ONE=()
+STAGE_TWO=()
+
+main() {
+    case " $* " in *" --help "* | *" -h "*) usage && exit 0 ;; esac
+    OUT=./demo PRESET=demo LANGUAGE=en SEED=2024 BASE_MODEL_PATH=smollm2-135m
+    read_arguments "$@"
+    trap 'ended $?' EXIT
+    headline "environment (the first time, some minutes of installing)"
+    use_environment
+    choose_settings
+    claim_folder
+    headline "simulate: what $PRESET people watched, liked and commented ($OUT/raw)"
+    unless_there "$OUT/raw/simulation.json" \
+        lsvcr simulate --preset "$PRESET" --language "$LANGUAGE" --seed "$SEED" --out "$OUT/raw"
+    headline "prepare: raw logs to histories, samples and splits ($OUT/data)"
+    unless_there "$OUT/data/manifest.json" \
+        lsvcr prepare kuaicomt --raw "$OUT/raw" --out "$OUT/data" --seed "$SEED"
+    headline "vectors of all texts by the untuned LLM, for the control and the head start"
+    unless_there "$OUT/data/comment_full_embs.npy" embed_untuned
+    headline "stage one: $LLM teaches the SR model ($OUT/align)"
+    unless_there "$OUT/align/best/comment_embs.npy" align
+    headline "stage two: three models, two tasks, each stopped by its validation figure"
+    finetune "ids only" ids none --disable_text True
+    finetune "untuned LLM text" untuned none
+    finetune "both stages" aligned "$OUT/align"
+    headline "the table: test split, every video and every comment of the video is a candidate"
+    COLUMNS="${COLUMNS:-$(width)}" lsvcr table --data "$OUT/data" "ids only=$OUT/ids" \
+        "untuned text$CUT=$OUT/untuned" "both stages$CUT=$OUT/aligned" | tee "$OUT/table.txt"
+    STEP=""
+    closing
+}
+
+read_arguments() {
+    local EXTRA=()
+    # There may be no environment yet: the system's Python names the nearest key of a misspelt one.
+    python() { PYTHONPATH="$ROOT" python3 "$@" 2>/dev/null || true; }
+    take_arguments "${KEYS[@]}" -- "$@"
+    unset -f python
+    [ "${#EXTRA[@]}" -eq 0 ] || fail "unexpected argument ${EXTRA[0]}: scripts/demo.sh takes ${KEYS[*]} as KEY=VALUE"
+    case "$PRESET" in demo | tiny) ;; *) fail "PRESET=$PRESET: choose demo or tiny" ;; esac
+    case "$LANGUAGE" in en | zh) ;; *) fail "LANGUAGE=$LANGUAGE: choose en or zh" ;; esac
+    [[ "$SEED" =~ ^[0-9]+$ ]] || fail "SEED=$SEED: give a whole number from 0"
+    [ -n "$OUT" ] && [ -n "$BASE_MODEL_PATH" ] || fail "OUT and BASE_MODEL_PATH must not be empty"
+    OUT="${OUT%/}"
+}
+
+# The control must use as many layers of the LLM as stage one does, so the number is read where stage one reads it.
+choose_settings() {
+    local VALUES=()
+    STAGE_ONE=(--config "$ROOT/config/align/demo.yaml" --language "$LANGUAGE")
+    STAGE_TWO=(--config "$ROOT/config/finetune/demo.yaml")
+    if [ "$BASE_MODEL_PATH" = tiny-random ]; then STAGE_ONE+=(--llm_layers 0); fi
+    if [ "$PRESET" = tiny ]; then
+        STAGE_ONE+=(--max_steps 6 --save_steps 3 --eval_pool 16)
+        STAGE_TWO+=(--num_train_epochs 3)
+    fi
+    read_settings AlignSettings "scripts/demo.sh" llm_layers -- "${STAGE_ONE[@]}"
+    LAYERS="${VALUES[0]}"
+    LLM="$BASE_MODEL_PATH" CUT=""
+    if [ "$LAYERS" -gt 0 ]; then LLM="the first $LAYERS layers of $BASE_MODEL_PATH" CUT=", $LAYERS layers"; fi
+}
+
+# A folder belongs to one choice of settings, or a finished step of one world would be used in another.
+claim_folder() {
+    local wanted there="$OUT/settings.txt"
+    wanted="PRESET=$PRESET LANGUAGE=$LANGUAGE SEED=$SEED BASE_MODEL_PATH=$BASE_MODEL_PATH layers=$LAYERS"
+    if [ -e "$there" ]; then
+        [ "$(cat "$there")" = "$wanted" ] ||
+            fail "$OUT holds a demo of $(cat "$there"), not of $wanted: give another OUT=..., or remove $OUT"
+        return
+    fi
+    [ ! -e "$OUT" ] || [ -z "$(ls -A "$OUT" 2>&1)" ] ||
+        fail "$OUT holds other files than a demo's: give another OUT=..., or remove it"
+    mkdir -p "$OUT/logs" || fail "cannot make $OUT: give another OUT=..."
+    printf '%s\n' "$wanted" >"$there"
+}
+
+# In a sub-shell: the number of processes and threads it chooses are its own.
+embed_untuned() (
+    NUM_GPUS=""
+    choose_processes
+    python -m lsvcr.utils.launch torchrun --nproc_per_node "$NUM_GPUS" --rdzv_backend c10d \
+        --rdzv_endpoint localhost:0 -m lsvcr embed --checkpoint none --model_name_or_path "$BASE_MODEL_PATH" \
+        --llm_layers "$LAYERS" --data_path "$OUT/data"
+)
+
+align() {
+    bash "$ROOT/scripts/run_lora.sh" BASE_MODEL_PATH="$BASE_MODEL_PATH" DATASET_PATH="$OUT/data" \
+        OUTPUT_DIR="$OUT/align" SEED="$SEED" "${STAGE_ONE[@]}"
+}
+
+# finetune LABEL FOLDER CHECKPOINT FLAGS...: both tasks, one line each; what the program says goes to a log.
+finetune() {
+    local label="$1" folder="$2" checkpoint="$3" task run log started
+    shift 3
+    for task in Rec CommRank; do
+        run="$OUT/$folder/$task" log="$OUT/logs/$folder-$task.log" started=$SECONDS
+        if [ ! -e "$run/metrics.json" ]; then
+            STEP="stage two, $label, $task (log: $log)"
+            watch "$label, $task" "$log"
+            bash "$ROOT/scripts/finetune.sh" TASK="$task" DATASET_PATH="$OUT/data" PRETRAIN_CKPT="$checkpoint" \
+                OUTPUT_DIR="$run" SEED="$SEED" "${STAGE_TWO[@]}" "$@" >"$log" 2>&1 || {
+                local status=$?
+                stop_watching
+                tail -n 15 "$log" >&2
+                exit "$status"
+            }
+            stop_watching
+        fi
+        printf '   %-28s NDCG@10 %s   %s\n' "$label, $task" "$(ndcg "$run/metrics.json")" "$(clock $((SECONDS - started)))"
+    done
+}
+
+ndcg() {
+    python -c 'import json, sys
+print("%.4f" % json.load(open(sys.argv[1]))["protocols"]["full"]["metrics"]["ndcg@10"]["value"])' "$1"
+}
+
+# On a terminal, one line that shows the latest epoch of a log.
+watch() {
+    [ -t 1 ] || return 0
+    : >"$2"
+    while sleep 1; do
+        printf '\r\033[K   %s: %.90s' "$1" "$(sed -n 's/^[0-9:]* \(epoch .*\)/\1/p' "$2" | tail -n 1)"
+    done &
+    WATCHER=$!
+}
+
+stop_watching() {
+    [ -n "$WATCHER" ] || return 0
+    kill "$WATCHER" 2>/dev/null || true
+    wait "$WATCHER" 2>/dev/null || true
+    WATCHER=""
+    printf '\r\033[K'
+}
+
+headline() {
+    NUMBER=$((NUMBER + 1)) STEP="$*"
+    say "[$(clock "$SECONDS")] $NUMBER/$STEPS $*"
+}
+
+# unless_there FILE COMMAND...: every step writes its FILE last, so a step that has it is finished.
+unless_there() {
+    if [ -e "$1" ]; then
+        say "   done before, used again"
+        return
+    fi
+    shift
+    "$@"
+}
+
+clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
+
+# The table needs a little more than a narrow terminal has.
+width() {
+    local columns
+    columns="$(tput cols 2>/dev/null || echo 0)"
+    if [ -t 1 ] && [ "$columns" -gt 0 ]; then echo "$columns"; else echo 120; fi
+}
+
+ended() {
+    stop_watching
+    [ "$1" -ne 0 ] && [ -n "$STEP" ] || return 0
+    {
+        printf '\ndemo.sh stopped in this step: %s\n' "$STEP"
+        case "$1" in
+            130 | 143) say "It was stopped from outside. The same command takes up where it stopped." ;;
+            137 | 247) say "A process was killed, most likely for want of memory: about 8 GB must be free." \
+                "The same command takes up where it stopped." ;;
+            *) say "What is wrong stands above. Once it is mended, the same command takes up where it stopped." ;;
+        esac
+    } >&2
+}
+
+closing() {
+    cat <<TEXT
+Finished after $(clock "$SECONDS"). Everything lies in $OUT:
+  raw/ data/               the simulated logs, the prepared dataset with the untuned LLM's vectors
+  align/                   stage one; align/best/ has the LoRA adapter, the SR model and the text vectors
+  ids/ untuned/ aligned/   stage two, Rec/ and CommRank/ in each; metrics.json has every figure
+  table.txt logs/          the table above, what stage two said
+
+Next:
+  source $(printf %q "$ROOT")/.venv/bin/activate
+  lsvcr evaluate $OUT/aligned/Rec --data $OUT/data             every metric of one model
+  python scripts/measure_gain.py --help                        the same question with several seeds and tuning
+  lsvcr prepare --help                                         your own data; README.md has an example
+TEXT
+}
+
+main "$@"

@@ -1,0 +1,47 @@
+"""Every configuration in config/ can be used."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lsvcr import settings
+from lsvcr.utils.arguments import load_settings
+from tests.guards.source import ROOT
+
+CONFIG = ROOT / "config"
+CLASSES = {"align": settings.AlignSettings, "finetune": settings.RankSettings, "baselines": None}
+"""Folder of config/ -> settings class; None until there is one."""
+
+
+def found(folder: str) -> list[Path]:
+    """All YAML files below a folder of config/, however deep."""
+    return sorted(path for path in (CONFIG / folder).rglob("*") if path.suffix in (".yaml", ".yml"))
+
+
+def test_every_folder_is_known_and_holds_something():
+    for folder in sorted(path for path in CONFIG.iterdir() if path.is_dir()):
+        assert CLASSES.get(folder.name) is not None, f"name the settings class of {folder} in CLASSES"
+        assert found(folder.name), f"{folder} holds no YAML"
+
+
+@pytest.mark.parametrize(
+    "path", [*found("align"), *found("finetune")], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_a_run_file_builds_its_settings_and_says_what_it_is(path: Path):
+    load_settings(CLASSES[path.relative_to(CONFIG).parts[0]], path)
+    assert path.read_text().startswith("#"), f"{path} opens with its purpose and launch command"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG.glob("accelerate*.yaml")), ids=lambda path: path.name)
+def test_an_accelerate_file_is_one(path: Path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    load_config_from_file(str(path))
+    assert "num_processes" in yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG.glob("*.json")), ids=lambda path: path.name)
+def test_a_deepspeed_file_is_json_of_stage_2(path: Path):
+    assert json.loads(path.read_text())["zero_optimization"]["stage"] == 2

@@ -1,0 +1,66 @@
+"""The `lsvcr` command as a person meets it."""
+
+import subprocess
+import sys
+
+import pytest
+
+import lsvcr
+from lsvcr import cli
+
+
+def test_alone_it_lists_its_commands(capsys):
+    assert cli.main([]) == 0
+    text = capsys.readouterr().out
+    for name, command in cli.COMMANDS.items():
+        assert name in text and command.summary in text
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help_with_an_example(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and cli.COMMANDS[name].example in text and f"usage: lsvcr {name}" in text
+
+
+@pytest.mark.parametrize(
+    "words, parts",
+    [
+        (["prepar"], ["unknown command 'prepar'", "did you mean prepare?"]),
+        (["xyzzy"], ["unknown command 'xyzzy'", "`lsvcr` lists them"]),
+        (["prepare", "kuaikomt"], ["SOURCE is one of kuaicomt, movielens", "did you mean kuaicomt?"]),
+        (["prepare", "kuaicomt"], ["--raw and --out", "lsvcr prepare kuaicomt --raw"]),
+        (["simulate"], ["needs --out"]),
+        (["evaluate", "ckpt"], ["needs --data"]),
+        (["embed", "--chekpoint", "x"], ["did you mean --checkpoint?"]),
+    ],
+)
+def test_what_is_wrong_is_a_sentence_and_code_2(words, parts, capsys):
+    assert cli.main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for part in parts:
+        assert part in captured.err
+
+
+def test_control_c_is_code_130(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "embed", cli.Command("x", "y", interrupted))
+    assert cli.main(["embed"]) == 130 and "Ctrl-C" in capsys.readouterr().err
+
+
+def test_version_and_module_form():
+    done = subprocess.run(
+        [sys.executable, "-m", "lsvcr", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"lsvcr {lsvcr.__version__}\n"
+
+
+def test_simulate_then_prepare(tmp_path):
+    raw, data = str(tmp_path / "raw"), str(tmp_path / "data")
+    assert cli.main(["simulate", "--preset", "tiny", "--out", raw]) == 0
+    assert cli.main(["prepare", "kuaicomt", "--raw", raw, "--out", data]) == 0
+    assert (tmp_path / "data" / "manifest.json").exists()

@@ -1,0 +1,174 @@
+"""Stage-one runs in processes of their own, for `test_align.py`: DeepSpeed leaves its state in a process.
+
+Every process writes what it found to `results.RANK.pt`; the tests read it.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from lsvcr.settings import AlignSettings
+from lsvcr.utils.logging import quiet_third_party
+
+BASE = AlignSettings(
+    model_name_or_path="tiny-random",
+    hidden=16,
+    inner=32,
+    text_width=16,
+    max_phis_len=4,
+    max_chis_len=4,
+    max_source_length=1500,
+    per_device_train_batch_size=2,
+    eval_pool=6,
+    logging_steps=2,
+    save_steps=2,
+    max_steps=5,
+    gradient_checkpointing=False,
+    report_to="none",
+)
+NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "lora_dropout": 0.0}
+
+
+def run_processes(work: Callable[..., dict[str, Any]], count: int, folder: Path, **arguments: Any) -> list[dict]:
+    """Call `work(folder, **arguments)` in `count` processes of one gloo group; what each returned, by rank."""
+    mp.spawn(_process, args=(count, work, str(folder), arguments), nprocs=count)
+    return [torch.load(folder / f"results.{rank}.pt", weights_only=False) for rank in range(count)]
+
+
+def _process(rank: int, count: int, work: Callable[..., dict[str, Any]], folder: str, arguments: dict) -> None:
+    quiet_third_party()
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
+    torch.save(work(Path(folder), **arguments), f"{folder}/results.{rank}.pt")
+    dist.destroy_process_group()
+
+
+def settings(data: str, out: Path, **changes: Any) -> AlignSettings:
+    """`BASE` with changes."""
+    return dataclasses.replace(BASE, data_path=data, output_dir=str(out), **changes)
+
+
+class Stopped(BaseException):
+    """Stands for kill -9: nothing in the training code may catch it."""
+
+
+def stop_before(step: int) -> Callable[[], None]:
+    """Let the next run die before its 0-based optimiser step `step`; returns what undoes it."""
+    from lsvcr.training import align
+
+    real = align.AlignTrainer._step
+
+    def dying(self: Any, number: int, *rest: Any) -> None:
+        if number == step:
+            raise Stopped
+        real(self, number, *rest)
+
+    align.AlignTrainer._step = dying
+
+    def undo() -> None:
+        align.AlignTrainer._step = real
+
+    return undo
+
+
+def straight_and_cut(folder: Path, data: str, **changes: Any) -> dict[str, Any]:
+    """One run straight through, and one that dies between checkpoints (after step 3) and is called again."""
+    from lsvcr.training.align import align
+
+    align(settings(data, folder / "straight", **changes))
+    undo = stop_before(3)
+    try:
+        align(settings(data, folder / "cut", **changes))
+    except Stopped:
+        pass
+    finally:
+        undo()
+    left = sorted(path.name for path in (folder / "cut").iterdir())
+    align(settings(data, folder / "cut", **changes))
+    return {"left_by_the_killed": left}
+
+
+def first_gradients(folder: Path, data: str, batch: int, swap: bool = False) -> dict[str, Any]:
+    """Losses and averaged gradients of the first micro-batch, fp32, dropout off.
+
+    Args:
+        batch: samples a process.
+        swap: order the joined batch so that process 0 has only Rec and process 1 only CommRank samples.
+    """
+    from deepspeed.utils import safe_get_full_grad
+
+    from lsvcr.data.store import open_dataset
+    from lsvcr.llm.aligned import draw_positions
+    from lsvcr.training.align_build import build, parameter_groups
+    from lsvcr.training.align_state import trainable
+    from lsvcr.training.engine import process_group, read_config, start_engine
+    from lsvcr.utils.distributed import rank, reduce_sum, world_size
+
+    own = settings(data, folder, bf16=False, text_token_budget=200, **NO_DROPOUT)
+    with process_group():
+        parts = build(own, open_dataset(data))
+        # LoRA's B is zero at first, and A would have no gradient.
+        generator = torch.Generator().manual_seed(3)
+        for name, parameter in parts.model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.1, generator=generator)
+        engine = start_engine(
+            parts.model, parameter_groups(parts.model, own), read_config(own.deepspeed, bf16=False),
+            weight_decay=0.0, micro_batch=batch, accumulation=1, max_grad_norm=0.0,
+        )  # fmt: skip
+        engine.train()
+        joined = [parts.stream[position] for position in range(40)]
+        if swap:
+            joined.sort(key=lambda sample: sample.row % 2)
+            joined = joined[:batch] + joined[-batch:] if world_size() == 2 else joined[: batch // 2] + joined[-(batch // 2) :]
+        mine = parts.collator(joined[rank() * batch : (rank() + 1) * batch])
+        losses = engine(mine, draw_positions(mine, (4, 4), own.max_position, 0, 0))
+        engine.backward(losses["loss"])
+        means = {name: float(reduce_sum(value.detach()) / world_size()) for name, value in losses.items()}
+        gradients = {name: safe_get_full_grad(p).clone() for name, p in trainable(engine.module).items()}
+    return {"losses": means, "gradients": gradients, "texts": len(mine.texts), "tasks": mine.is_rec.tolist()}
+
+
+def many_single_process_runs(folder: Path, data: str) -> dict[str, Any]:
+    """Everything that one process can show, in one process: DeepSpeed takes seconds to import."""
+    from lsvcr.training.align import align
+    from lsvcr.utils.errors import UserError
+
+    found: dict[str, Any] = {}
+
+    def refused(**changes: Any) -> str:
+        try:
+            align(settings(data, folder / "plain", **changes))
+        except UserError as error:
+            return str(error)
+        return ""
+
+    align(settings(data, folder / "plain"))
+    found["other_settings"] = refused(learning_rate=1e-2, lora_r=4)
+    found["other_batch"] = refused(per_device_train_batch_size=4)
+    found["free_settings"] = refused(logging_steps=1, text_token_budget=99, save_steps=7)
+    found["missing_config"] = refused(deepspeed="config/nowhere.json")
+    found["too_long_histories"] = refused(max_phis_len=60)
+
+    # Accumulation: two micro-batches of 2 are one of 4, for the LM loss, which has no in-batch negatives.
+    alone = {"rec_loss_weight": 0.0, "contrast_loss_weight": 0.0, "bf16": False, "max_steps": 2, **NO_DROPOUT}
+    align(settings(data, folder / "whole", per_device_train_batch_size=4, **alone))
+    align(settings(data, folder / "halves", gradient_accumulation_steps=2, **alone))
+
+    # Learning, without LoRA and with the last checkpoint kept.
+    align(settings(data, folder / "heads_only", lora=False, load_best_model_at_end=False, max_steps=3))
+    align(
+        settings(
+            data, folder / "learns", max_steps=20, per_device_train_batch_size=8, learning_rate=3e-3, bf16=False,
+            save_strategy="no", logging_steps=1, lr_scheduler_type="constant", **NO_DROPOUT,
+        )
+    )  # fmt: skip
+    align(settings(data, folder / "heads_only", lora=True, max_steps=2, resume=False))
+    return found

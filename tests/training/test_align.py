@@ -1,0 +1,164 @@
+"""Stage one as a whole: resume, processes, accumulation, artefacts, refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lsvcr.utils.io import read_json
+from tests.training.align_runs import first_gradients, many_single_process_runs, run_processes, straight_and_cut
+
+ROOT = Path(__file__).parents[2]
+
+
+def same_tensors(left: Path, right: Path) -> None:
+    """Two safetensors files are equal bit for bit."""
+    first, second = load_file(left), load_file(right)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def logged(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "train/tokens_per_s"} for line in lines]
+
+
+@pytest.mark.parametrize(("processes", "bf16"), [(1, True), (2, True)])
+def test_a_killed_run_called_again_ends_with_the_bits_of_an_uninterrupted_one(
+    tiny_data: Path, tmp_path: Path, processes: int, bf16: bool
+) -> None:
+    results = run_processes(straight_and_cut, processes, tmp_path, data=str(tiny_data), bf16=bf16)
+    assert "last" in results[0]["left_by_the_killed"]
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    for name in ("last/trainer.safetensors", "last/sr.safetensors", "last/adapter/adapter_model.safetensors",
+                 "best/sr.safetensors", "best/adapter/adapter_model.safetensors"):  # fmt: skip
+        same_tensors(straight / name, cut / name)
+    assert logged(straight) == logged(cut)  # and no step is logged twice
+    standing = read_json(cut / "last" / "trainer.json")
+    assert standing["step"] == 5
+    assert not [path for path in cut.iterdir() if path.name.startswith((".tmp", ".old"))]
+
+
+def test_one_process_with_a_batch_equals_two_with_half_of_it(tiny_data: Path, tmp_path: Path) -> None:
+    """Loss parts and gradients, where process 0 has only Rec and process 1 only CommRank samples."""
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+    (one,) = run_processes(first_gradients, 1, tmp_path / "1", data=str(tiny_data), batch=6, swap=True)
+    two = run_processes(first_gradients, 2, tmp_path / "2", data=str(tiny_data), batch=3, swap=True)
+    assert one["tasks"] == [True] * 3 + [False] * 3
+    assert [part["tasks"] for part in two] == [[True] * 3, [False] * 3]
+    assert two[0]["texts"] != two[1]["texts"]
+    for part in two:
+        assert part["losses"] == pytest.approx(one["losses"], rel=1e-5)
+        for name, gradient in one["gradients"].items():
+            torch.testing.assert_close(part["gradients"][name], gradient, rtol=1e-3, atol=2e-6, msg=name)
+    assert min(float(gradient.abs().max()) for gradient in one["gradients"].values()) > 0
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """The folder of all single-process runs, and what was said."""
+    folder = tmp_path_factory.mktemp("runs")
+    (found,) = run_processes(many_single_process_runs, 1, folder, data=str(tiny_data))
+    return folder, found
+
+
+def test_a_folder_of_another_run_is_refused(runs: tuple[Path, dict]) -> None:
+    said = runs[1]["other_settings"]
+    assert "learning_rate was 0.0003, is 0.01" in said
+    assert "lora_r was 8, is 4" in said
+    assert "--resume False" in said
+    assert "were 2, are 4" in runs[1]["other_batch"]
+    assert runs[1]["free_settings"] == ""
+
+
+def test_wrong_settings_are_told_before_anything_is_loaded(runs: tuple[Path, dict]) -> None:
+    assert "config/nowhere.json: no such file" in runs[1]["missing_config"]
+    assert "--max_phis_len 60 needs --max_position 60" in runs[1]["too_long_histories"]
+
+
+def test_accumulated_micro_batches_are_one_batch(runs: tuple[Path, dict]) -> None:
+    """No micro-batch is lost and the sum is divided once."""
+    whole, halves = (load_file(runs[0] / name / "last" / "trainer.safetensors") for name in ("whole", "halves"))
+    moved = 0
+    for name, value in whole.items():
+        # AdamW divides by the gradient's own size, so tiny gradients would show rounding: compare the moments.
+        if name.startswith("exp_avg."):
+            torch.testing.assert_close(halves[name], value, rtol=1e-3, atol=1e-7, msg=name)
+            moved += int(value.abs().max() > 1e-5)
+    assert moved > 10
+    parts = [logged(runs[0] / name)[0] for name in ("whole", "halves")]
+    assert parts[0]["train/lm"] == pytest.approx(parts[1]["train/lm"], rel=1e-5)
+    assert parts[0]["train/grad_norm"] == pytest.approx(parts[1]["train/grad_norm"], rel=1e-3)
+
+
+def test_loss_falls_in_twenty_steps(runs: tuple[Path, dict]) -> None:
+    losses = [line["train/loss"] for line in logged(runs[0] / "learns") if "train/loss" in line]
+    assert len(losses) == 20
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_every_loss_part_and_validation_figure_is_logged(runs: tuple[Path, dict]) -> None:
+    lines = logged(runs[0] / "plain")
+    train = {name for line in lines for name in line if name.startswith("train/")}
+    assert train == {f"train/{name}" for name in (
+        "loss", "lm", "rec", "behaviour", "preference", "grad_norm", "learning_rate", "epoch")}  # fmt: skip
+    validation = {name for line in lines for name in line if name.startswith("val/")}
+    assert {"val/retrieval@1", "val/rec_ndcg@10", "val/comm_rank_ndcg@10", "val/lm", "val/selection"} <= validation
+    assert [line["step"] for line in lines if "val/lm" in line] == [2, 4, 5]
+
+
+def test_artefacts_explain_themselves(runs: tuple[Path, dict]) -> None:
+    folder, _ = runs
+    manifest = read_json(folder / "plain" / "best" / "manifest.json")
+    assert manifest["kind"] == "stage-one"
+    assert manifest["settings"]["model_name_or_path"] == "tiny-random"
+    assert set(manifest["files"]) == {"sr.safetensors", "adapter/adapter_model.safetensors"}
+    assert {"torch", "deepspeed", "peft"} <= set(manifest["versions"])
+    best = max(line["val/selection"] for line in logged(folder / "plain") if "val/selection" in line)
+    assert manifest["metrics"]["selection"] == best
+    heads = load_file(folder / "plain" / "best" / "sr.safetensors")
+    assert {name.split(".")[0] for name in heads} == {"sr", "head", "contrast"}
+    assert {tensor.dtype for tensor in heads.values()} == {torch.float32}
+    adapter = load_file(folder / "plain" / "best" / "adapter" / "adapter_model.safetensors")
+    assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+    assert not (folder / "plain" / "best" / "trainer.safetensors").exists()
+
+
+def test_lora_can_be_turned_off_and_a_run_started_anew(runs: tuple[Path, dict]) -> None:
+    """`--lora False` trains the heads alone; --resume False replaces the earlier run in the folder."""
+    folder = runs[0] / "heads_only"
+    manifest = read_json(folder / "best" / "manifest.json")
+    assert manifest["settings"]["lora"] is True
+    assert manifest["step"] == 2
+    assert (folder / "best" / "adapter").is_dir()
+    assert [line["step"] for line in logged(folder) if "train/loss" in line] == [2]
+
+
+def test_the_whole_line_under_torchrun(tiny_data: Path, tmp_path: Path) -> None:
+    """The published command with two processes in bf16, and once more: nothing is left to do."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py"),
+        "--model_name_or_path", "tiny-random", "--data_path", str(tiny_data), "--output_dir", str(tmp_path / "run"),
+        "--hidden", "16", "--max_phis_len", "4", "--max_chis_len", "4", "--max_source_length", "1500",
+        "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", "--num_train_epochs", "0.05",
+        "--eval_pool", "4", "--gradient_checkpointing", "True", "--learning_rate", "3e-4", "--bf16", "True",
+        "--lora", "True", "--load_best_model_at_end", "False", "--dataloader_num_workers", "0",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    told = done.stderr.splitlines()
+    assert "2 processes on cpu" in done.stderr
+    assert len(told) < 12, done.stderr  # quiet but for what a person wants to see
+    for folder in ("best", "last"):
+        assert (tmp_path / "run" / folder / "adapter" / "adapter_model.safetensors").is_file()
+        assert read_json(tmp_path / "run" / folder / "manifest.json")["processes"] == 2
+    same_tensors(tmp_path / "run" / "best" / "sr.safetensors", tmp_path / "run" / "last" / "sr.safetensors")
+    assert (tmp_path / "run" / "curves").is_dir()
