@@ -38,6 +38,7 @@ main() {
     trap 'ended $?' EXIT
     headline "environment (the first time, some minutes of installing)"
     use_environment
+    STEP=""
     choose_settings
     claim_folder
     headline "simulate: what $PRESET people watched, liked and commented ($OUT/raw)"
@@ -204,6 +205,8 @@ ended() {
 }
 
 closing() {
+    say ""
+    if [ "$PRESET" = tiny ]; then say "PRESET=tiny only shows that all parts work: its figures say nothing."; fi
     cat <<TEXT
 Finished after $(clock "$SECONDS"). Everything lies in $OUT:
   raw/ data/               the simulated logs, the prepared dataset with the untuned LLM's vectors
@@ -213,9 +216,12 @@ Finished after $(clock "$SECONDS"). Everything lies in $OUT:
 
 Next:
   source $(printf %q "$ROOT")/.venv/bin/activate
-  lsvcr evaluate $OUT/aligned/Rec --data $OUT/data             every metric of one model
-  python scripts/measure_gain.py --help                        the same question with several seeds and tuning
-  lsvcr prepare --help                                         your own data; README.md has an example
+  lsvcr evaluate $OUT/aligned/Rec --data $OUT/data
+      every metric of one model
+  python scripts/measure_gain.py --data $OUT/data --aligned $OUT/align --out $OUT/gain
+      what stage one adds, with several seeds and both sides tuned alike
+  lsvcr prepare --help
+      your own data; README.md has an example
 TEXT
 }
 

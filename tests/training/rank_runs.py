@@ -14,7 +14,7 @@ from lsvcr.settings import RankSettings
 from tests.rank_world import World
 
 TOPICS, USERS, VIDEOS, COMMENTS = 4, 120, 24, 3
-LLM_WIDTH = 12
+LLM_WIDTH = 64
 
 SMALL = RankSettings(
     hidden=16,

@@ -21,8 +21,8 @@ class Shape:
 
     popularity_slope: float = 1.05
     popularity_shift: float = 12.0
-    freshness_days: float = 25.0
-    new_share: float = 0.45
+    freshness_days: float = 1e6
+    new_share: float = 0.25
     second_topic_share: float = 0.20
     second_topic_weight: float = 0.35
     decoy_share: float = 0.15
@@ -33,10 +33,11 @@ class Shape:
     mention_other_share: float = 0.30
     mention_none_share: float = 0.25
     obsession_weight: float = 0.60
-    phase_count: tuple[int, int] = (3, 5)
-    tone_phase_count: tuple[int, int] = (2, 3)
+    phase_count: tuple[int, int] = (1, 3)
+    tone_phase_count: tuple[int, int] = (1, 2)
     lead: float = 0.65
-    neighbour_step_share: float = 0.6
+    neighbour_taste_share: float = 0.6
+    neighbour_step_share: float = 0.75
     topic_smear: float = 0.05
     topic_floor: float = 0.03
     second_tone: float = 0.45
@@ -68,7 +69,7 @@ PRESETS = {
     "tiny": Preset(
         users=60, videos=80, comments=320, likes=9.0, entries=6.0, unliked=1.5, shape=Shape(popularity_shift=3.0)
     ),
-    "demo": Preset(users=1_500, videos=2_500, comments=13_000, likes=12.0, entries=6.5, unliked=2.5),
+    "demo": Preset(users=1_500, videos=2_500, comments=13_000, likes=16.0, entries=6.5, unliked=2.5),
     "large": Preset(
         users=200_000,
         videos=100_000,
@@ -76,6 +77,6 @@ PRESETS = {
         likes=50.0,
         entries=3.3,
         unliked=0.5,
-        shape=Shape(popularity_slope=1.35, popularity_shift=150.0),
+        shape=Shape(popularity_slope=1.6, popularity_shift=300.0),
     ),
 }

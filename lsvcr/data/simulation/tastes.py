@@ -65,6 +65,18 @@ def _phase_starts(
     return starts[0], starts[1]
 
 
+def _long_topics(
+    rng: np.random.Generator, shape: Shape, users: int, topic_share: np.ndarray, related: np.ndarray
+) -> np.ndarray:
+    """(U, 3) distinct topics a user; the later ones are often neighbours of the first."""
+    first = draw_from_rows(rng, np.broadcast_to(topic_share, (users, len(topic_share))))
+    near = rng.random(users) < shape.neighbour_taste_share
+    pool = np.where(near[:, None], related[first], topic_share / topic_share.sum())
+    keys = rng.exponential(1.0, pool.shape) / np.maximum(pool, 1e-12)
+    keys[np.arange(users), first] = 0.0
+    return np.argsort(keys, axis=1)[:, :LONG_TASTES]
+
+
 def draw_tastes(
     rng: np.random.Generator, shape: Shape, users: int, topic_share: np.ndarray, related: np.ndarray, n_tones: int
 ) -> Tastes:
@@ -74,8 +86,7 @@ def draw_tastes(
         (rng.uniform(0, 8, users), rng.uniform(DAYS - 5, DAYS - 0.1, users)), axis=1
     )
     window = START_MS + (window * DAY_MS).astype(np.int64)
-    keys = rng.exponential(1.0, (users, n_topics)) / topic_share
-    long_topics = np.argsort(keys, axis=1)[:, :LONG_TASTES]
+    long_topics = _long_topics(rng, shape, users, topic_share, related)
     held = rng.integers(1, LONG_TASTES + 1, users)
     present = np.arange(LONG_TASTES) < held[:, None]
     weights = np.where(present, rng.uniform(0.5, 1.5, (users, LONG_TASTES)), 0.0)
