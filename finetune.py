@@ -4,7 +4,7 @@ r"""Stage two: fine-tune the SR model for one task.
         --data_path ./data --pretrain_checkpoint ./ckpt/LSVCR --output_dir ./ckpt/finetune/Rec
 
 `scripts/finetune.sh` calls this. `python finetune.py --help` lists every flag; `--config FILE.yaml` reads them from a
-file, such as config/finetune/rec.yaml.
+file, such as config/finetune/demo.yaml.
 """
 
 import sys

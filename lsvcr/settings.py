@@ -98,7 +98,9 @@ class AlignSettings(SRSettings):
     lm_loss_weight: float = option(1.0, "weight of the language-model loss")
     rec_loss_weight: float = option(1.0, "weight of the recommendation loss")
     contrast_loss_weight: float = option(0.5, "weight of behaviour and preference contrast")
-    head_start_epochs: int = option(0, "first train SR model and head this long on the untuned LLM's vectors; 0 = never")
+    head_start_epochs: int = option(
+        0, "epochs that SR model and head first train on untuned vectors; 0 = none"
+    )
     head_start_learning_rate: float = option(1e-3, "learning rate of the head start")
     head_start_vectors: str = option("", "folder with the untuned *_full_embs.npy; empty = the dataset's")
     random_positions: bool = option(True, "train on random increasing positions; False: on 0, 1, 2, ...")
@@ -107,7 +109,9 @@ class AlignSettings(SRSettings):
     save_steps: int = option(1000, "optimiser steps between checkpoints")
     eval_steps: int = option(0, "optimiser steps between validations; 0 = with every checkpoint")
     eval_pool: int = option(128, "validation samples a task in the fixed pool")
-    load_best_model_at_end: bool = option(True, "finish with the best checkpoint in best/; False: the last one")
+    load_best_model_at_end: bool = option(
+        True, "finish with the best checkpoint in best/; False: the last one"
+    )
     logging_steps: int = option(10, "optimiser steps between log lines")
     report_to: Literal["tensorboard", "none"] = option("tensorboard", "where curves go")
     resume: bool = option(True, "continue an interrupted run found in output_dir")
@@ -124,7 +128,9 @@ class EmbedSettings:
     output_dir: str = option("", "folder of the .npy files; empty = beside the checkpoint, or the dataset")
     full: bool = option(False, "also write the LLM's own mean-pooled states (*_full_embs.npy)")
     max_text_length: int = option(0, "tokens of one title or comment; 0 = as in stage one, else 64")
-    text_token_budget: int = option(0, "tokens (padding included) of one batch; 0 = 1024 on a CPU, 16384 on a GPU")
+    text_token_budget: int = option(
+        0, "tokens (padding included) of a batch; 0 = 1024 on a CPU, 16384 on a GPU"
+    )
     bf16: bool = option(True, "compute in bfloat16")
 
 
@@ -136,8 +142,11 @@ class RankSettings(SRSettings):
     data_path: str = option("./data", "prepared dataset")
     output_dir: str = option("./ckpt/finetune", "run folder; holds best/, last/ and metrics.json")
     pretrain_checkpoint: str = option("none", "stage-one run folder, or none")
-    photo_emb_file: str = option("", "video text vectors; empty = photo_embs.npy of the checkpoint, "
-                                     "or photo_full_embs.npy of the dataset without one")
+    photo_emb_file: str = option(
+        "",
+        "video text vectors; empty = photo_embs.npy of the checkpoint, "
+        "or photo_full_embs.npy of the dataset without one",
+    )
     comment_emb_file: str = option("", "comment text vectors; empty = as for videos")
     seed: int = option(2024, "seed of order, negatives and initialisation")
     per_device_train_batch_size: int = option(512, "samples a process and micro-step")
@@ -151,7 +160,9 @@ class RankSettings(SRSettings):
     num_train_epochs: int = option(50, "at most this many epochs")
     patience: int = option(5, "stop after this many validations without a better metric")
     metric_for_best_model: str = option("ndcg@5", "validation metric that picks the best epoch")
-    evaluation_strategy: Literal["epoch", "steps", "no"] = option("epoch", "steps: every eval_steps epochs, as the reference counts")
+    evaluation_strategy: Literal["epoch", "steps", "no"] = option(
+        "epoch", "steps: every eval_steps epochs, as the reference counts"
+    )
     eval_steps: int = option(1, "epochs between validations when evaluation_strategy is steps")
     max_candidate_num: int = option(100, "candidates of the sampled protocol")
     max_position: int = option(50, "rows of the position tables")
@@ -161,7 +172,9 @@ class RankSettings(SRSettings):
     neg_video_num: int = option(0, "Rec: sampled negatives; 0 = softmax over the whole catalogue")
     id_text_loss_weight: float = option(0.1, "weight of the id-text contrast")
     id_text_negatives: int = option(99, "sampled negatives of the id-text contrast")
-    min_id_count: int = option(0, "videos with fewer training interactions have no id embedding, their text alone; 0 = all have")
+    min_id_count: int = option(
+        0, "videos with fewer training interactions get no id, text alone; 0 = all have one"
+    )
     disable_id: bool = option(False, "no id embeddings: text alone")
     disable_text: bool = option(False, "no text: id embeddings alone (comments get ids too)")
     disable_comments: bool = option(False, "ignore comment history and the videos' comments")

@@ -76,7 +76,7 @@ read_arguments() {
     OUT="${OUT%/}"
 }
 
-# The control must use as many layers of the LLM as stage one does, so the number is read where stage one reads it.
+# The control must use as many layers of the LLM and tokens of a text as stage one does: both are read where it reads them.
 choose_settings() {
     local VALUES=()
     STAGE_ONE=(--config "$ROOT/config/align/demo.yaml" --language "$LANGUAGE")
@@ -86,8 +86,8 @@ choose_settings() {
         STAGE_ONE+=(--max_steps 6 --save_steps 3 --eval_pool 16)
         STAGE_TWO+=(--num_train_epochs 3)
     fi
-    read_settings AlignSettings "scripts/demo.sh" llm_layers -- "${STAGE_ONE[@]}"
-    LAYERS="${VALUES[0]}"
+    read_settings AlignSettings "scripts/demo.sh" llm_layers max_text_length -- "${STAGE_ONE[@]}"
+    LAYERS="${VALUES[0]}" TOKENS="${VALUES[1]}"
     LLM="$BASE_MODEL_PATH" CUT=""
     if [ "$LAYERS" -gt 0 ]; then LLM="the first $LAYERS layers of $BASE_MODEL_PATH" CUT=", $LAYERS layers"; fi
 }
@@ -95,7 +95,7 @@ choose_settings() {
 # A folder belongs to one choice of settings, or a finished step of one world would be used in another.
 claim_folder() {
     local wanted there="$OUT/settings.txt"
-    wanted="PRESET=$PRESET LANGUAGE=$LANGUAGE SEED=$SEED BASE_MODEL_PATH=$BASE_MODEL_PATH layers=$LAYERS"
+    wanted="PRESET=$PRESET LANGUAGE=$LANGUAGE SEED=$SEED BASE_MODEL_PATH=$BASE_MODEL_PATH layers=$LAYERS tokens=$TOKENS"
     if [ -e "$there" ]; then
         [ "$(cat "$there")" = "$wanted" ] ||
             fail "$OUT holds a demo of $(cat "$there"), not of $wanted: give another OUT=..., or remove $OUT"
@@ -113,7 +113,7 @@ embed_untuned() (
     choose_processes
     python -m lsvcr.utils.launch torchrun --nproc_per_node "$NUM_GPUS" --rdzv_backend c10d \
         --rdzv_endpoint localhost:0 -m lsvcr embed --checkpoint none --model_name_or_path "$BASE_MODEL_PATH" \
-        --llm_layers "$LAYERS" --data_path "$OUT/data"
+        --llm_layers "$LAYERS" --max_text_length "$TOKENS" --data_path "$OUT/data"
 )
 
 align() {

@@ -31,7 +31,7 @@ Flags go to train.py; `python train.py --help` lists them. They win over keys.
 
 examples:
   bash scripts/run_lora.sh DATASET_PATH=demo/data OUTPUT_DIR=demo/align EPOCHS=1 --llm_layers 10
-  bash scripts/run_lora.sh NUM_GPUS=8 BASE_MODEL_PATH=/models/chatglm3-6b DATASET_PATH=data/kuaicomt \
+  bash scripts/run_lora.sh NUM_GPUS=8 BASE_MODEL_PATH=Qwen/Qwen2.5-7B DATASET_PATH=data/kuaicomt \
       DEV_BATCH_SIZE=2 GRAD_ACCUMULATION_STEPS=8 --language zh
 TEXT
 }

@@ -64,7 +64,9 @@ class World:
     def _events(self) -> dict[str, np.ndarray]:
         video_rows = [[], *self.videos]
         comment_rows = [[], *self.comments]
-        by_video = [[i + 1 for i, owner in enumerate(self.video_of) if owner == v] for v in range(self.n_videos + 1)]
+        by_video = [
+            [i + 1 for i, owner in enumerate(self.video_of) if owner == v] for v in range(self.n_videos + 1)
+        ]
         flat = [comment for row in comment_rows for comment, _ in row]
         return {
             "events/video_offsets": _offsets(video_rows),
@@ -72,9 +74,13 @@ class World:
             "events/video_times": np.arange(sum(map(len, video_rows)), dtype=np.int64),
             "events/comment_offsets": _offsets(comment_rows),
             "events/comment_items": np.array(flat, dtype=np.int32),
-            "events/comment_videos": np.array([self.video_of[comment - 1] for comment in flat], dtype=np.int32),
+            "events/comment_videos": np.array(
+                [self.video_of[comment - 1] for comment in flat], dtype=np.int32
+            ),
             "events/comment_times": np.arange(len(flat), dtype=np.int64),
-            "events/comment_groups": np.array([group for row in comment_rows for _, group in row], dtype=np.int32),
+            "events/comment_groups": np.array(
+                [group for row in comment_rows for _, group in row], dtype=np.int32
+            ),
             "video_comments/offsets": _offsets(by_video),
             "video_comments/items": _flat(by_video),
         }
@@ -87,7 +93,13 @@ class World:
                 samples = table.get(split, [])
                 rows = np.zeros(len(samples), dtype=SAMPLE_DTYPE)
                 for number, (user, videos, comments, video) in enumerate(samples):
-                    rows[number] = (user, 0, video_start[user] + videos, comment_start[user] + comments, video)
+                    rows[number] = (
+                        user,
+                        0,
+                        video_start[user] + videos,
+                        comment_start[user] + comments,
+                        video,
+                    )
                 stem = f"samples/{task.value}.{split.value}"
                 arrays[stem] = rows
                 if task is Task.COMM_RANK:

@@ -44,13 +44,23 @@ def write_raw(folder: Path) -> Path:
     _write(
         folder / "video_features.csv",
         ["video_id", "author_id", "video_type", "upload_dt", "caption", "duration", "category"],
-        [(v, v % 5, "NORMAL", "2023-09-01", title(v), 10_000.0, TOPICS[v % len(TOPICS)]) for v in range(VIDEOS)],
+        [
+            (v, v % 5, "NORMAL", "2023-09-01", title(v), 10_000.0, TOPICS[v % len(TOPICS)])
+            for v in range(VIDEOS)
+        ],
     )
     # The last two videos have no comments.
     numbers = range((VIDEOS - 2) * COMMENTS_A_VIDEO)
     _write(
         folder / "comment_features.csv",
-        ["comment_id", "comment_content", "video_id", "comment_like_cnt", "comment_reply_out", "show_comment_cnt_td"],
+        [
+            "comment_id",
+            "comment_content",
+            "video_id",
+            "comment_like_cnt",
+            "comment_reply_out",
+            "show_comment_cnt_td",
+        ],
         [(n, comment(n), n // COMMENTS_A_VIDEO, 9 - n % COMMENTS_A_VIDEO, 0, 0) for n in numbers],
     )
     flags = ["is_click", "is_follow", "is_comment", "is_forward", "is_collect", "is_hate", "long_view"]

@@ -129,6 +129,8 @@ class AlignSamples:
         if task is Task.REC:
             positives, watched = [video], 0
         else:
+            assert table.positives is not None  # CommRank samples always have them
+            assert table.positives is not None  # CommRank samples always have them
             positives, watched = [int(comment) for comment in table.positives.row(row)], video
         chosen = 0 if rng is None else int(rng.integers(len(positives)))
         return AlignSample(

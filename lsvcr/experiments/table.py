@@ -29,8 +29,9 @@ def compare_runs(data: str, runs: Mapping[str, str]) -> dict[str, Any]:
         runs: label -> folder with the runs Rec/ and CommRank/, in the order of the table.
 
     Returns:
-        `models`: label -> task -> metric -> value (and `cold`, NDCG@10 of cold targets, for Rec); `last_minus_previous`:
-        task -> metric -> difference, 95 % interval and p-value of the last row against the one before it.
+        `models`: label -> task -> metric -> value (and `cold`, NDCG@10 of cold targets, for Rec).
+        `last_minus_previous`: task -> metric -> difference, 95 % interval and p-value of the last row against the one
+        before it.
 
     Raises:
         UserError: a run is not finished, or was measured under another protocol or on other data.
@@ -91,7 +92,7 @@ def _difference(models: Mapping[str, Mapping[Task, Result]]) -> dict[str, Any]:
             continue
         a, b = models[last][task], models[before][task]
         parts = {metric: paired(a, b, metric) for metric in COLUMNS}
-        if a.slices.get(COLD) is not None and a.slices[COLD].sum() > 1:
+        if task is Task.REC and COLD in a.slices and a.slices[COLD].sum() > 1:
             parts[COLD] = paired(a, b, COLD_COLUMN, COLD)
         found[task.value] = {
             name: {

@@ -236,4 +236,6 @@ def enable_checkpointing(llm: nn.Module) -> None:
         else:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     except ValueError as error:
-        raise UserError(f"this LLM cannot recompute activations ({error}): give --gradient_checkpointing False") from error
+        raise UserError(
+            f"this LLM cannot recompute activations ({error}): give --gradient_checkpointing False"
+        ) from error

@@ -18,7 +18,7 @@ from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.llm.aligned import draw_positions
 from lsvcr.schema import BEST_DIR, FORMAT_VERSION, LAST_DIR
 from lsvcr.settings import AlignSettings
-from lsvcr.training.align_build import AlignParts, Plan, build, check_settings, make_plan, parameter_groups
+from lsvcr.training.align_build import AlignParts, build, check_settings, make_plan, parameter_groups
 from lsvcr.training.align_eval import SELECTION
 from lsvcr.training.align_state import (
     KIND,
@@ -148,7 +148,8 @@ class AlignTrainer:
         if not bool(torch.isfinite(losses["loss"])):
             broken = ", ".join(name for name in PARTS[1:] if not bool(torch.isfinite(losses[name])))
             raise UserError(
-                f"the loss is not finite ({broken or 'their sum'}) at optimiser step {micro // self._plan.accumulation + 1}, "
+                f"the loss is not finite ({broken or 'their sum'}) "
+                f"at optimiser step {micro // self._plan.accumulation + 1}, "
                 f"samples {batch.rows.tolist()}: lower --learning_rate, or look at the texts of these samples"
             )
         return losses
@@ -208,14 +209,16 @@ class AlignTrainer:
 
     def _introduce(self, start: int) -> None:
         plan, settings = self._plan, self._settings
-        sizes = [sum(p.numel() for p in group["params"]) for group in parameter_groups(self._parts.model, settings)]
+        groups = parameter_groups(self._parts.model, settings)
+        sizes = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
         counts = ", ".join(f"{count:,} {task.label}" for task, count in self._parts.samples.counts().items())
-        parts = f"{sizes[0]:,} in LoRA, {sizes[1]:,} in SR model and heads" if len(sizes) == 2 else "SR model and heads"
+        lora = f"{sizes[0]:,} in LoRA, " if len(sizes) == 2 else ""
+        processes = f"{world_size()} process{'es' if world_size() > 1 else ''}"
         logger.info(
             f"stage one with {settings.model_name_or_path}: {plan.samples:,} training samples ({counts}), "
-            f"{plan.steps:,} steps of {plan.global_batch} samples; {sum(sizes):,} parameters train ({parts}), "
-            f"{'bf16' if settings.bf16 else 'fp32'}; {world_size()} process{'es' if world_size() > 1 else ''} "
-            f"on {self._device.type}" + (f"; continues after step {start:,}" if start else "")
+            f"{plan.steps:,} steps of {plan.global_batch} samples; {sum(sizes):,} parameters train "
+            f"({lora}{sizes[-1]:,} in SR model and heads), {'bf16' if settings.bf16 else 'fp32'}; "
+            f"{processes} on {self._device.type}" + (f"; continues after step {start:,}" if start else "")
         )
 
     def _rate_factor(self, step: int) -> float:
@@ -250,7 +253,8 @@ class AlignTrainer:
 
     def _finish(self) -> Path:
         best = self._run / BEST_DIR
-        logger.info(f"stage one is done: {best} holds the {'best' if self._keeps_best() else 'last'} checkpoint")
+        kind = "best" if self._keeps_best() else "last"
+        logger.info(f"stage one is done: {best} holds the {kind} checkpoint")
         return best
 
 

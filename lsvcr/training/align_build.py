@@ -141,7 +141,9 @@ def parameter_groups(model: AlignedModel, settings: AlignSettings) -> list[dict[
 
 def _some_states(model: AlignedModel, dataset: Dataset, bank: TextBank) -> torch.Tensor:
     """Pooled states of texts from all over the dataset: (N, h), of the LLM as it comes; the same on every process."""
-    codes = [video_code(i) for i in _spread(dataset.n_videos)] + [comment_code(i) for i in _spread(dataset.n_comments)]
+    codes = [video_code(i) for i in _spread(dataset.n_videos)] + [
+        comment_code(i) for i in _spread(dataset.n_comments)
+    ]
     ids = bank.ids(codes)
     with torch.no_grad():
         return model.pooled([ids[code] for code in codes])
@@ -185,7 +187,9 @@ def _source_length(settings: AlignSettings, config: Any) -> int:
     if not window or settings.max_source_length + settings.max_target_length <= window:
         return settings.max_source_length
     allowed = window - settings.max_target_length
-    logger.info(f"prompts are cut at {allowed} tokens: the LLM reads {window} at once, responses take the rest")
+    logger.info(
+        f"prompts are cut at {allowed} tokens: the LLM reads {window} at once, responses take the rest"
+    )
     return allowed
 
 

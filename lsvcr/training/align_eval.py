@@ -55,7 +55,14 @@ class AlignEvaluator:
     """
 
     def __init__(
-        self, dataset: Dataset, samples: AlignSamples, collator: AlignCollator, bank: TextBank, *, batch: int, seed: int
+        self,
+        dataset: Dataset,
+        samples: AlignSamples,
+        collator: AlignCollator,
+        bank: TextBank,
+        *,
+        batch: int,
+        seed: int,
     ) -> None:
         self._samples, self._collator, self._bank, self._batch = samples, collator, bank, batch
         self._index = {int(row): index for index, row in enumerate(samples.rows)}
@@ -78,7 +85,9 @@ class AlignEvaluator:
             selection = []
             for name, ranks in self._rankings(model, pool):
                 figures[f"{name}_ndcg@{CUTOFF}"] = float(ndcg(ranks, CUTOFF).mean())
-                figures[f"{name}_mrr"] = float(mrr(ranks, int(ranks.higher.max()) + int(ranks.tied.max())).mean())
+                figures[f"{name}_mrr"] = float(
+                    mrr(ranks, int(ranks.higher.max()) + int(ranks.tied.max())).mean()
+                )
                 selection.append(figures[f"{name}_ndcg@{CUTOFF}"])
         model.train(training)
         return {**figures, SELECTION: float(np.mean(selection))}
@@ -96,8 +105,8 @@ class AlignEvaluator:
         mine = np.concatenate([np.zeros(0, np.int64), *rows])
         all_rows, values = gather_rows(mine, np.concatenate([np.zeros((0, width), np.float32), *numbers]))
         _, ids = gather_rows(mine, np.concatenate([np.zeros(0, np.int64), *target_ids]))
-        users, llm_users, targets = (unit(torch.from_numpy(x)) for x in np.split(values[:, :-1], 3, axis=1))
-        return _Pool(all_rows, users, llm_users, targets, ids, values[:, -1])
+        sides = [unit(torch.from_numpy(side)) for side in np.split(values[:, :-1], 3, axis=1)]
+        return _Pool(all_rows, sides[0], sides[1], sides[2], ids, values[:, -1])
 
     def _batches(self) -> Iterator[tuple[AlignBatch, np.ndarray]]:
         """This process's batches and the indices of their targets."""

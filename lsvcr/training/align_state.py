@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lsvcr.llm.aligned import AlignedModel
 from lsvcr.llm.lora import delta_norm, save_adapter
 from lsvcr.models.checkpoint import save_into
 from lsvcr.schema import ADAPTER_DIR, LAST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE
@@ -94,7 +95,9 @@ def restore_state(engine: Any, state: Mapping[str, Tensor], step: int) -> None:
     wanted = {f"{part}.{name}": p.shape for part in (MASTER, *MOMENTS) for name, p in parameters.items()}
     given = {name: tensor.shape for name, tensor in state.items()}
     if wanted != given:
-        differing = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+        differing = sorted(
+            name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)
+        )
         raise UserError(
             f"the saved trainer state is of another model ({', '.join(differing[:5])}): "
             "use another output_dir, or --resume False to start anew"
@@ -109,13 +112,17 @@ def restore_state(engine: Any, state: Mapping[str, Tensor], step: int) -> None:
 
 
 def write_checkpoint(
-    folder: Path, model: nn.Module, state: Mapping[str, Tensor], manifest: Mapping[str, Any], trainer: Any = None
+    folder: Path,
+    model: AlignedModel,
+    state: Mapping[str, Tensor],
+    manifest: Mapping[str, Any],
+    trainer: Any = None,
 ) -> None:
     """Write a checkpoint folder whole or not at all, and read back what was written. One process calls it.
 
     Args:
         folder: replaced if it is there.
-        model: an `AlignedModel`; its `llm` is saved as adapter if it has one.
+        model: its `llm` is saved as adapter if it has one.
         state: from `gather_state`.
         manifest: plain data; hashes of the files are added.
         trainer: plain data for `trainer.json`; None leaves the trainer's state out.
@@ -139,8 +146,8 @@ def write_checkpoint(
             write_json(temporary / TRAINER_FILE, trainer)
         for path in temporary.rglob("*.safetensors"):
             path.chmod(0o644)  # safetensors lets only the owner read, but runs are shared
-        kept = [SR_WEIGHTS_FILE, *(f"{ADAPTER_DIR}/{path.name}" for path in temporary.glob(f"{ADAPTER_DIR}/*.safetensors"))]
-        hashes = {name: sha256_file(temporary / name) for name in kept}
+        kept = [temporary / SR_WEIGHTS_FILE, *(temporary / ADAPTER_DIR).glob("*.safetensors")]
+        hashes = {path.relative_to(temporary).as_posix(): sha256_file(path) for path in kept}
         write_json(temporary / MANIFEST_FILE, {**manifest, "files": hashes})
 
 
@@ -225,7 +232,9 @@ def _check_written(path: Path, expected: Mapping[str, Tensor]) -> None:
     written = load_file(path)
     differing = [n for n in written.keys() | expected.keys() if not _same(written.get(n), expected.get(n))]
     if differing:
-        raise UserError(f"{path} was not written whole ({min(differing)} differs): check the disk and run again")
+        raise UserError(
+            f"{path} was not written whole ({min(differing)} differs): check the disk and run again"
+        )
 
 
 def _same(left: Tensor | None, right: Tensor | None) -> bool:

@@ -98,20 +98,30 @@ def read_config(path: str | Path, *, bf16: bool) -> dict[str, Any]:
     config = {key: value for key, value in config.items() if value != "auto"}
     fixed = sorted(key for key in OURS if _is_set(config.get(key)))
     if fixed:
-        raise UserError(f"{source} sets {', '.join(fixed)}: remove it, flags of the run decide that (--help lists them)")
+        raise UserError(
+            f"{source} sets {', '.join(fixed)}: remove it, the run's own flags decide that (--help)"
+        )
     stage = config.get("zero_optimization", {}).get("stage")
     if stage != 2:
         raise UserError(f"{source} asks for ZeRO stage {stage}: set zero_optimization.stage to 2")
     if bool(config.get("bf16", {}).get("enabled")) != bf16:
-        raise UserError(f"--bf16 {bf16} contradicts bf16.enabled in {source}: give the file that fits with --deepspeed")
+        raise UserError(
+            f"--bf16 {bf16} contradicts bf16.enabled in {source}: give another file with --deepspeed"
+        )
     for key in ("fp16", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         config.pop(key, None)
     return config
 
 
 def start_engine(
-    model: nn.Module, groups: Iterable[dict[str, Any]], config: dict[str, Any], *, weight_decay: float,
-    micro_batch: int, accumulation: int, max_grad_norm: float,
+    model: nn.Module,
+    groups: Iterable[dict[str, Any]],
+    config: dict[str, Any],
+    *,
+    weight_decay: float,
+    micro_batch: int,
+    accumulation: int,
+    max_grad_norm: float,
 ) -> Any:
     """Wrap `model` in a DeepSpeed engine with AdamW (betas 0.9 and 0.999, eps 1e-8).
 
@@ -130,7 +140,7 @@ def start_engine(
     import deepspeed
 
     if note:
-        logger.debug(note)
+        logger.info(note)
     optimizer = torch.optim.AdamW(list(groups), betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
     sizes = {
         "train_micro_batch_size_per_gpu": micro_batch,

@@ -58,13 +58,19 @@ def head_start(heads: AlignedHeads, dataset: Dataset, settings: AlignSettings) -
         for task in tasks
     }
     parameters = [*heads.sr.parameters(), *heads.head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.head_start_learning_rate, weight_decay=_WEIGHT_DECAY)
-    steps = settings.head_start_epochs * sum(-(-len(part) // (_BATCH * world_size())) for part in data.values())
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.head_start_learning_rate, weight_decay=_WEIGHT_DECAY
+    )
+    steps = settings.head_start_epochs * sum(
+        -(-len(part) // (_BATCH * world_size())) for part in data.values()
+    )
     device = next(heads.parameters()).device
     heads.train()
     with progress(steps, "head start of the SR model on frozen text") as bar:
         for epoch in range(settings.head_start_epochs):
-            seed_everything(settings.seed, _DROPOUT_STREAM, epoch, dist.get_rank() if dist.is_initialized() else 0)
+            seed_everything(
+                settings.seed, _DROPOUT_STREAM, epoch, dist.get_rank() if dist.is_initialized() else 0
+            )
             for task, micro in _mixed(data, settings.seed, epoch):
                 loss = models[task].training_loss(micro.batch.to(device))["loss"]
                 (loss * micro.weight).backward()
@@ -77,7 +83,9 @@ def head_start(heads: AlignedHeads, dataset: Dataset, settings: AlignSettings) -
 def _mixed(data: dict[Task, RankData], seed: int, epoch: int) -> Iterator[tuple[Task, MicroBatch]]:
     """The batches of all tasks in one random order, the same on every process."""
     batches = {
-        task: EpochBatches(part, batch=_BATCH, accumulation=1, seed=seed, epoch=epoch, negatives=_negatives(task))
+        task: EpochBatches(
+            part, batch=_BATCH, accumulation=1, seed=seed, epoch=epoch, negatives=_negatives(task)
+        )
         for task, part in data.items()
     }
     turns = [(task, number) for task, part in batches.items() for number in range(len(part))]
@@ -133,9 +141,8 @@ def _tables(dataset: Dataset, settings: AlignSettings) -> tuple[torch.Tensor, to
 
 def _check_origin(file: Path, settings: AlignSettings, made: str) -> None:
     about = described(file) or {}
-    if about.get("kind") == "tuned" or (
-        settings.llm_layers and about.get("llm_layers", settings.llm_layers) != settings.llm_layers
-    ):
-        raise UserError(
-            f"{file} was not made by the first {settings.llm_layers or 'all'} layers of the untuned LLM: run `{made}`"
-        )
+    if about.get("kind") == "tuned":
+        raise UserError(f"{file} was made by a tuned LLM; a head start wants the untuned one's: run `{made}`")
+    if settings.llm_layers and about.get("llm_layers", settings.llm_layers) != settings.llm_layers:
+        layers = f"the first {settings.llm_layers} layers of the untuned LLM"
+        raise UserError(f"{file} was not made by {layers}: run `{made}`")

@@ -12,6 +12,7 @@ from lsvcr.data.rank import RankData
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.evaluation.metrics import parse_metric
 from lsvcr.models import checkpoint
+from lsvcr.models.head_start import start_head
 from lsvcr.models.rank import RankModel
 from lsvcr.models.sr import EmbeddingHead, SRModel
 from lsvcr.schema import BEST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE, Split, Task
@@ -19,13 +20,13 @@ from lsvcr.settings import RankSettings
 from lsvcr.training.rank_texts import TextTables, load_texts
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import sha256_file
-from lsvcr.utils.seeding import seed_everything
+from lsvcr.utils.seeding import seed_everything, torch_generator
 
 SR_PREFIX, HEAD_PREFIX = "sr.", "head."
 """Where a stage-one folder and `RankModel` both keep SR model and embedding head."""
 
 _NEW_IN_STAGE_TWO = ("video_id.*", "comment_id.*", "gate")
-_INITIALISATION = 1
+_INITIALISATION, _HEAD_STREAM = 1, 4
 STANDARDISED_TEXTS = 1 << 14
 """Texts of each kind that a fresh embedding head's statistics are taken from."""
 
@@ -81,6 +82,8 @@ def set_up(settings: RankSettings) -> Setup:
     model = build_model(
         settings, task, dataset, texts, 0 if weights is None else _position_rows(weights.tensors)
     )
+    if weights is None and texts is not None and model.head is not None:
+        start_head(model.head, texts.sample(), torch_generator(settings.seed, _HEAD_STREAM))
     if weights is not None:
         _load_stage_one(model, weights.tensors, settings, f"the stage-one checkpoint {parent}")
     return Setup(settings, task, dataset, parent, texts, model)

@@ -35,7 +35,9 @@ def barrier() -> None:
 
 def _device() -> torch.device:
     """Where the group's backend wants its tensors."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def _gather_sizes(rows: int) -> list[int]:
@@ -87,7 +89,9 @@ def gather_with_gradient(x: Tensor) -> Tensor:
 
 def gather_values(x: Tensor) -> Tensor:
     """As `gather_with_gradient`, for tensors that need no gradient (ids, masks)."""
-    return x if world_size() == 1 else torch.cat(_gather_padded(x.detach().contiguous(), _gather_sizes(x.shape[0])))
+    if world_size() == 1:
+        return x
+    return torch.cat(_gather_padded(x.detach().contiguous(), _gather_sizes(x.shape[0])))
 
 
 def gather_rows(row_ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,8 @@ def generator(*keys: int) -> np.random.Generator:
 
 def derived_seed(*keys: int) -> int:
     """One seed in [0, 2^63) that is a well-mixed function of all `keys`."""
-    return int(np.random.SeedSequence(tuple(int(key) for key in keys)).generate_state(1, np.uint64)[0]) & _MAX_SEED
+    state = np.random.SeedSequence(tuple(int(key) for key in keys)).generate_state(1, np.uint64)
+    return int(state[0]) & _MAX_SEED
 
 
 def torch_generator(*keys: int) -> torch.Generator:

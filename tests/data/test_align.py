@@ -237,10 +237,16 @@ def test_two_processes_see_the_batch_of_one() -> None:
 def test_worker_processes_change_nothing(tiny_dataset: Dataset, workers: int) -> None:
     samples = AlignSamples(tiny_dataset, Split.TRAIN, list(Task), max_videos=5, max_comments=5)
     prompts = PromptBuilder(TOKENIZER, language="en", max_source=1000, max_target=8, max_text=16)
-    texts = TextBank(tiny_dataset.titles(), tiny_dataset.contents(), partial(tokenize, TOKENIZER, max_tokens=16))
+    texts = TextBank(
+        tiny_dataset.titles(), tiny_dataset.contents(), partial(tokenize, TOKENIZER, max_tokens=16)
+    )
     made = AlignCollator(texts, prompts, pad_id=0)
     state = torch.get_rng_state()
-    batches = list(training_loader(TrainingStream(samples, 1), made, micro_batches(0, 3, batch=2, rank=0, world=1), workers))
+    batches = list(
+        training_loader(
+            TrainingStream(samples, 1), made, micro_batches(0, 3, batch=2, rank=0, world=1), workers
+        )
+    )
     assert torch.equal(torch.get_rng_state(), state)
     expected = [made([TrainingStream(samples, 1)[p] for p in (2 * n, 2 * n + 1)]) for n in range(3)]
     for batch, other in zip(batches, expected, strict=True):

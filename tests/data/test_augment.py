@@ -22,7 +22,9 @@ def test_the_draw_is_the_same_length_whether_a_history_takes_part_or_not() -> No
     for seed in range(20):
         rng = generator(seed)
         augmented_entries(6, rng)
-        after.add(rng.bit_generator.state["state"]["state"] != generator(seed).bit_generator.state["state"]["state"])
+        after.add(
+            rng.bit_generator.state["state"]["state"] != generator(seed).bit_generator.state["state"]["state"]
+        )
     assert after == {True}
 
 

@@ -10,8 +10,12 @@ from lsvcr.utils.errors import UserError
 TOKENIZER = tiny_tokenizer()
 
 
-def builder(language: str = "en", max_source: int = 2000, max_target: int = 64, max_text: int = 40) -> PromptBuilder:
-    return PromptBuilder(TOKENIZER, language=language, max_source=max_source, max_target=max_target, max_text=max_text)
+def builder(
+    language: str = "en", max_source: int = 2000, max_target: int = 64, max_text: int = 40
+) -> PromptBuilder:
+    return PromptBuilder(
+        TOKENIZER, language=language, max_source=max_source, max_target=max_target, max_text=max_text
+    )
 
 
 def ids(text: str) -> list[int]:
@@ -64,7 +68,9 @@ def test_at_most_three_comments_of_an_entry_are_shown() -> None:
 
 @pytest.mark.parametrize("language", sorted(WORDINGS))
 @pytest.mark.parametrize("comments_first", [False, True])
-def test_too_long_a_prompt_loses_its_oldest_entries_never_its_request(language: str, comments_first: bool) -> None:
+def test_too_long_a_prompt_loses_its_oldest_entries_never_its_request(
+    language: str, comments_first: bool
+) -> None:
     watched = ids("the watched one")
     whole = builder(language, 100_000).prompt(videos(12), comments(12), watched, comments_first)
     request = whole[-(len(watched) + len(ids("".join(WORDINGS[language].ask_comment)))) :]

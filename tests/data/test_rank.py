@@ -1,6 +1,5 @@
 """Stage-two batches of a hand-made dataset, tensor by tensor, and what their random draws promise."""
 
-
 import numpy as np
 import pytest
 import torch

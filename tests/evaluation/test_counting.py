@@ -66,7 +66,12 @@ def test_lists_in_any_order_equal_the_catalogue() -> None:
 def test_a_positive_outside_its_list_is_marked() -> None:
     items = torch.tensor([[0.0], [3.0], [2.0], [1.0]])
     counts = count_listed(
-        torch.ones(2, 1), items, torch.tensor([0, 1]), torch.tensor([3, 3]), torch.tensor([0, 2, 2]), torch.tensor([1, 3])
+        torch.ones(2, 1),
+        items,
+        torch.tensor([0, 1]),
+        torch.tensor([3, 3]),
+        torch.tensor([0, 2, 2]),
+        torch.tensor([1, 3]),
     )
     assert counts.tied.tolist() == [1, 0]
     assert counts.higher.tolist() == [1, 0]
@@ -74,7 +79,14 @@ def test_a_positive_outside_its_list_is_marked() -> None:
 
 def test_long_lists_are_cut_into_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     users, items = vectors(5, 6), vectors(41, 7)
-    arguments = (users, items, torch.arange(5), torch.arange(1, 6), torch.arange(6) * 40, (torch.arange(200) % 40) + 1)
+    arguments = (
+        users,
+        items,
+        torch.arange(5),
+        torch.arange(1, 6),
+        torch.arange(6) * 40,
+        (torch.arange(200) % 40) + 1,
+    )
     whole = count_listed(*arguments)
     monkeypatch.setattr("lsvcr.evaluation.counting.PAIRS_AT_ONCE", 7)
     parts = count_listed(*arguments)

@@ -70,11 +70,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     video_of = [v for v in range(1, N + 1) for _ in range(3)]
     rec = [(u + 1, 3, 0, videos[u][3]) for u in range(USERS)]
     watched = [(u + 1, 4, len(comments[u]), u + 1) for u in range(USERS)]
-    positives = [[] if u == 7 else [3 * u + 1, 3 * u + 3] if u % 3 == 0 else [3 * u + 2] for u in range(USERS)]
-    others = [[c for c in range(3 * u + 1, 3 * u + 4)] for u in range(USERS)]
+    positives = [
+        [] if u == 7 else [3 * u + 1, 3 * u + 3] if u % 3 == 0 else [3 * u + 2] for u in range(USERS)
+    ]
+    others = [list(range(3 * u + 1, 3 * u + 4)) for u in range(USERS)]
     others[4] = [13, 15]  # the positive, 14, is not among them
     others[5] = []
-    stored = [[t, *(int(v) for v in rng.permutation([v for v in range(1, N + 1) if v != t])[:9])] for *_, t in rec]
+    stored = [
+        [t, *(int(v) for v in rng.permutation([v for v in range(1, N + 1) if v != t])[:9])] for *_, t in rec
+    ]
     return World(
         N,
         videos,
@@ -150,7 +154,10 @@ def test_more_candidates_than_stored_is_refused(dataset: Dataset) -> None:
 
 def test_seen_filter_takes_the_history_out(dataset: Dataset) -> None:
     """Every user has seen three other videos: 37 remain in the catalogue, and fewer of the stored ones."""
-    seen = {"full": replace(FULL, filter_seen=True), "sampled": replace(Protocol("sampled"), filter_seen=True)}
+    seen = {
+        "full": replace(FULL, filter_seen=True),
+        "sampled": replace(Protocol("sampled"), filter_seen=True),
+    }
     results = evaluate(Constant(N), data(dataset), seen)
     assert results["full"].values["recall@1"] == pytest.approx(np.full(USERS, 1 / 37))
     stored = dataset.candidates(Task.REC, Split.TEST)

@@ -6,7 +6,17 @@ from math import log2
 import numpy as np
 import pytest
 
-from lsvcr.evaluation.metrics import METRICS, Ranks, compute, expected_rank, mrr, ndcg, parse_metric, recall, single
+from lsvcr.evaluation.metrics import (
+    METRICS,
+    Ranks,
+    compute,
+    expected_rank,
+    mrr,
+    ndcg,
+    parse_metric,
+    recall,
+    single,
+)
 from lsvcr.utils.errors import UserError
 
 
@@ -14,7 +24,11 @@ def ranks(rows: list[list[tuple[int, int]]]) -> Ranks:
     """Rows of (higher, tied) pairs."""
     flat = [pair for row in rows for pair in row]
     offsets = np.cumsum([0, *(len(row) for row in rows)])
-    return Ranks(offsets, np.array([h for h, _ in flat], dtype=np.int64), np.array([t for _, t in flat], dtype=np.int64))
+    return Ranks(
+        offsets,
+        np.array([h for h, _ in flat], dtype=np.int64),
+        np.array([t for _, t in flat], dtype=np.int64),
+    )
 
 
 def test_single_positive() -> None:
@@ -37,7 +51,11 @@ def test_ties_give_the_mean_over_all_orders() -> None:
     """Scores 5, 3, 3, 3, 1 with positives on two of the threes and the one: brute force over the orders."""
     scores, right = [5, 3, 3, 3, 1], {1, 3, 4}
     places = ranks([[(1, 3), (1, 3), (4, 1)]])
-    orders = {order for order in permutations(range(5)) if [scores[i] for i in order] == sorted(scores, reverse=True)}
+    orders = {
+        order
+        for order in permutations(range(5))
+        if [scores[i] for i in order] == sorted(scores, reverse=True)
+    }
     for name in METRICS:
         for k in (1, 2, 3, 5):
             metric, _ = parse_metric(f"{name}@{k}")
@@ -52,7 +70,9 @@ def test_constant_scores_give_chance_level(candidates: int) -> None:
     for k in (1, 5, 10):
         top = min(k, candidates)
         assert recall(places, k)[0] == pytest.approx(top / candidates)
-        assert ndcg(places, k)[0] == pytest.approx(sum(1 / log2(r + 1) for r in range(1, top + 1)) / candidates)
+        assert ndcg(places, k)[0] == pytest.approx(
+            sum(1 / log2(r + 1) for r in range(1, top + 1)) / candidates
+        )
         assert mrr(places, k)[0] == pytest.approx(sum(1 / r for r in range(1, top + 1)) / candidates)
 
 

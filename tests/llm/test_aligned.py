@@ -10,7 +10,13 @@ from lsvcr.data.align_samples import AlignSample, CommentEntry, VideoEntry
 from lsvcr.data.prompts import PromptBuilder
 from lsvcr.data.text_bank import TextBank
 from lsvcr.llm import aligned
-from lsvcr.llm.aligned import AlignedHeads, AlignedModel, draw_positions, enable_checkpointing, gather_histories
+from lsvcr.llm.aligned import (
+    AlignedHeads,
+    AlignedModel,
+    draw_positions,
+    enable_checkpointing,
+    gather_histories,
+)
 from lsvcr.llm.encoder import tokenize
 from lsvcr.llm.lora import add_lora
 from lsvcr.models.sr import SRModel
@@ -57,7 +63,9 @@ def make(tiny_llm):
 
     def build(**changes) -> tuple[AlignedModel, AlignCollator]:
         torch.manual_seed(5)
-        sr = SRModel(text_width=12, hidden=WIDTH, inner=32, dropout=0.0, attention_dropout=0.0, max_position=9)
+        sr = SRModel(
+            text_width=12, hidden=WIDTH, inner=32, dropout=0.0, attention_dropout=0.0, max_position=9
+        )
         heads = AlignedHeads(sr, 32, 12)
         for parameter in heads.parameters():
             torch.nn.init.normal_(parameter, std=0.3)

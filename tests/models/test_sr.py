@@ -268,3 +268,17 @@ def test_padding_gets_no_gradient():
     assert grad[~histories.video_mask].abs().sum() == 0
     assert (grad[histories.video_mask].abs().sum(dim=-1) > 0).all()
     assert model.video_id.weight.grad[0].abs().sum() == 0
+
+
+def test_standardised_head_does_not_see_what_all_texts_share() -> None:
+    torch.manual_seed(0)
+    texts = torch.randn(64, 8)
+    texts[0] = 0
+    shifted = torch.where((texts != 0).any(-1, keepdim=True), 5 * texts + 300, texts)
+    plain, moved = EmbeddingHead(8, 4), EmbeddingHead(8, 4)
+    moved.load_state_dict(plain.state_dict())
+    plain.standardise(texts)
+    moved.standardise(shifted)
+    assert torch.allclose(plain(texts), moved(shifted), atol=2e-3)
+    assert torch.equal(moved(shifted)[0], torch.zeros(4))
+    assert torch.equal(moved.center, moved.center.bfloat16().float())

@@ -6,6 +6,7 @@ Every process writes what it found to `results.RANK.pt`; the tests read it.
 import dataclasses
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,17 @@ BASE = AlignSettings(
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "lora_dropout": 0.0}
 
 
-def run_processes(work: Callable[..., dict[str, Any]], count: int, folder: Path, **arguments: Any) -> list[dict]:
+def run_processes(
+    work: Callable[..., dict[str, Any]], count: int, folder: Path, **arguments: Any
+) -> list[dict]:
     """Call `work(folder, **arguments)` in `count` processes of one gloo group; what each returned, by rank."""
     mp.spawn(_process, args=(count, work, str(folder), arguments), nprocs=count)
     return [torch.load(folder / f"results.{rank}.pt", weights_only=False) for rank in range(count)]
 
 
-def _process(rank: int, count: int, work: Callable[..., dict[str, Any]], folder: str, arguments: dict) -> None:
+def _process(
+    rank: int, count: int, work: Callable[..., dict[str, Any]], folder: str, arguments: dict
+) -> None:
     quiet_third_party()
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
@@ -78,29 +83,24 @@ def stop_before(step: int) -> Callable[[], None]:
     return undo
 
 
-def straight_and_cut(folder: Path, data: str, **changes: Any) -> dict[str, Any]:
+def straight_and_cut(folder: Path, data: str) -> dict[str, Any]:
     """One run straight through, and one that dies between checkpoints (after step 3) and is called again."""
     from lsvcr.training.align import align
 
-    align(settings(data, folder / "straight", **changes))
+    align(settings(data, folder / "straight"))
     undo = stop_before(3)
-    try:
-        align(settings(data, folder / "cut", **changes))
-    except Stopped:
-        pass
-    finally:
-        undo()
+    with suppress(Stopped):
+        align(settings(data, folder / "cut"))
+    undo()
     left = sorted(path.name for path in (folder / "cut").iterdir())
-    align(settings(data, folder / "cut", **changes))
+    align(settings(data, folder / "cut"))
     return {"left_by_the_killed": left}
 
 
-def first_gradients(folder: Path, data: str, batch: int, swap: bool = False) -> dict[str, Any]:
-    """Losses and averaged gradients of the first micro-batch, fp32, dropout off.
+def first_gradients(folder: Path, data: str) -> dict[str, Any]:
+    """Losses and averaged gradients of one micro-batch of 6 samples, fp32, dropout off.
 
-    Args:
-        batch: samples a process.
-        swap: order the joined batch so that process 0 has only Rec and process 1 only CommRank samples.
+    The joined batch is 3 Rec samples and behind them 3 CommRank samples: of two processes each has one task only.
     """
     from deepspeed.utils import safe_get_full_grad
 
@@ -111,6 +111,7 @@ def first_gradients(folder: Path, data: str, batch: int, swap: bool = False) -> 
     from lsvcr.training.engine import process_group, read_config, start_engine
     from lsvcr.utils.distributed import rank, reduce_sum, world_size
 
+    batch = 6 // world_size()
     own = settings(data, folder, bf16=False, text_token_budget=200, **NO_DROPOUT)
     with process_group():
         parts = build(own, open_dataset(data))
@@ -125,9 +126,8 @@ def first_gradients(folder: Path, data: str, batch: int, swap: bool = False) -> 
         )  # fmt: skip
         engine.train()
         joined = [parts.stream[position] for position in range(40)]
-        if swap:
-            joined.sort(key=lambda sample: sample.row % 2)
-            joined = joined[:batch] + joined[-batch:] if world_size() == 2 else joined[: batch // 2] + joined[-(batch // 2) :]
+        joined.sort(key=lambda sample: sample.row % 2)
+        joined = joined[:3] + joined[-3:]
         mine = parts.collator(joined[rank() * batch : (rank() + 1) * batch])
         losses = engine(mine, draw_positions(mine, (4, 4), own.max_position, 0, 0))
         engine.backward(losses["loss"])
@@ -136,12 +136,17 @@ def first_gradients(folder: Path, data: str, batch: int, swap: bool = False) -> 
     return {"losses": means, "gradients": gradients, "texts": len(mine.texts), "tasks": mine.is_rec.tolist()}
 
 
-def many_single_process_runs(folder: Path, data: str) -> dict[str, Any]:
+def two_process_runs(folder: Path, data: str) -> dict[str, Any]:
+    """What takes two processes to show."""
+    return {**first_gradients(folder, data), **straight_and_cut(folder, data)}
+
+
+def single_process_runs(folder: Path, data: str) -> dict[str, Any]:
     """Everything that one process can show, in one process: DeepSpeed takes seconds to import."""
     from lsvcr.training.align import align
     from lsvcr.utils.errors import UserError
 
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {**first_gradients(folder, data), **straight_and_cut(folder, data)}
 
     def refused(**changes: Any) -> str:
         try:

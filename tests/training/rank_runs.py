@@ -48,11 +48,15 @@ def planted_world(data_hash: str = "planted") -> World:
         videos.append(liked)
         comments.append([(_comment(v, user), step) for step, v in enumerate(liked)])
     cuts = {Split.TRAIN: (2, 3), Split.VAL: (4,), Split.TEST: (5,)}
-    rec = {s: [(u + 1, cut, cut, videos[u][cut]) for u in range(USERS) for cut in at] for s, at in cuts.items()}
+    rec = {
+        s: [(u + 1, cut, cut, videos[u][cut]) for u in range(USERS) for cut in at] for s, at in cuts.items()
+    }
     positives = {s: [[comments[u][cut][0]] for u in range(USERS) for cut in at] for s, at in cuts.items()}
     stored = {}
     for split in (Split.VAL, Split.TEST):
-        stored[Task.REC, split] = [[t, *(v for v in range(1, VIDEOS + 1) if v != t)][:10] for *_, t in rec[split]]
+        stored[Task.REC, split] = [
+            [t, *(v for v in range(1, VIDEOS + 1) if v != t)][:10] for *_, t in rec[split]
+        ]
         stored[Task.COMM_RANK, split] = [_comments_of(video) for *_, video in rec[split]]
     return World(
         VIDEOS,
@@ -80,7 +84,10 @@ def write_texts(folder: Path, width: int = LLM_WIDTH, names: tuple[str, str] | N
     """Vectors that tell topic (videos) or tone (comments), with noise."""
     rng = np.random.default_rng(0)
     video_name, comment_name = names or ("photo_full_embs.npy", "comment_full_embs.npy")
-    for name, count, kinds, offset in ((video_name, VIDEOS, TOPICS, 0), (comment_name, VIDEOS * COMMENTS, COMMENTS, 4)):
+    for name, count, kinds, offset in (
+        (video_name, VIDEOS, TOPICS, 0),
+        (comment_name, VIDEOS * COMMENTS, COMMENTS, 4),
+    ):
         table = rng.normal(0, 0.05, (count + 1, width)).astype(np.float32)
         table[np.arange(count + 1), offset + np.arange(count + 1) % kinds] += 1
         table[0] = 0
@@ -104,7 +111,11 @@ def write_stage_one(folder: Path, **changes: object) -> dict[str, torch.Tensor]:
     """A stage-one run folder whose best/ holds random weights; returns all its tensors."""
     shape = {"text_width": 8, "hidden": 16, "layers": 1, "heads": 2, "inner": 32, "max_position": 6}
     sr = SRModel(**{**shape, **changes})
-    parts: dict[str, nn.Module] = {"sr.": sr, "head.": EmbeddingHead(LLM_WIDTH, 8), "contrast.": nn.Linear(LLM_WIDTH, 16)}
+    parts: dict[str, nn.Module] = {
+        "sr.": sr,
+        "head.": EmbeddingHead(LLM_WIDTH, 8),
+        "contrast.": nn.Linear(LLM_WIDTH, 16),
+    }
     tensors = {}
     generator = torch.Generator().manual_seed(1)
     for prefix, module in parts.items():

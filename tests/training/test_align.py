@@ -11,7 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from lsvcr.utils.io import read_json
-from tests.training.align_runs import first_gradients, many_single_process_runs, run_processes, straight_and_cut
+from tests.training.align_runs import (
+    run_processes,
+    single_process_runs,
+    two_process_runs,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,15 +32,38 @@ def logged(run: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if name != "train/tokens_per_s"} for line in lines]
 
 
-@pytest.mark.parametrize(("processes", "bf16"), [(1, True), (2, True)])
+Runs = tuple[Path, list[dict]]
+"""The folder of some runs, and what each process found."""
+
+
+@pytest.fixture(scope="module")
+def one(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """All runs of a single process."""
+    folder = tmp_path_factory.mktemp("one")
+    return folder, run_processes(single_process_runs, 1, folder, data=str(tiny_data))
+
+
+@pytest.fixture(scope="module")
+def two(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """All runs of two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    return folder, run_processes(two_process_runs, 2, folder, data=str(tiny_data))
+
+
+@pytest.mark.parametrize("runs", ["one", "two"])
 def test_a_killed_run_called_again_ends_with_the_bits_of_an_uninterrupted_one(
-    tiny_data: Path, tmp_path: Path, processes: int, bf16: bool
+    runs: str, request: pytest.FixtureRequest
 ) -> None:
-    results = run_processes(straight_and_cut, processes, tmp_path, data=str(tiny_data), bf16=bf16)
-    assert "last" in results[0]["left_by_the_killed"]
-    straight, cut = tmp_path / "straight", tmp_path / "cut"
-    for name in ("last/trainer.safetensors", "last/sr.safetensors", "last/adapter/adapter_model.safetensors",
-                 "best/sr.safetensors", "best/adapter/adapter_model.safetensors"):  # fmt: skip
+    folder, found = request.getfixturevalue(runs)
+    assert "last" in found[0]["left_by_the_killed"]
+    straight, cut = folder / "straight", folder / "cut"
+    for name in (
+        "last/trainer.safetensors",
+        "last/sr.safetensors",
+        "last/adapter/adapter_model.safetensors",
+        "best/sr.safetensors",
+        "best/adapter/adapter_model.safetensors",
+    ):
         same_tensors(straight / name, cut / name)
     assert logged(straight) == logged(cut)  # and no step is logged twice
     standing = read_json(cut / "last" / "trainer.json")
@@ -44,47 +71,38 @@ def test_a_killed_run_called_again_ends_with_the_bits_of_an_uninterrupted_one(
     assert not [path for path in cut.iterdir() if path.name.startswith((".tmp", ".old"))]
 
 
-def test_one_process_with_a_batch_equals_two_with_half_of_it(tiny_data: Path, tmp_path: Path) -> None:
+def test_one_process_with_a_batch_equals_two_with_half_of_it(one: Runs, two: Runs) -> None:
     """Loss parts and gradients, where process 0 has only Rec and process 1 only CommRank samples."""
-    for count in (1, 2):
-        (tmp_path / str(count)).mkdir()
-    (one,) = run_processes(first_gradients, 1, tmp_path / "1", data=str(tiny_data), batch=6, swap=True)
-    two = run_processes(first_gradients, 2, tmp_path / "2", data=str(tiny_data), batch=3, swap=True)
-    assert one["tasks"] == [True] * 3 + [False] * 3
-    assert [part["tasks"] for part in two] == [[True] * 3, [False] * 3]
-    assert two[0]["texts"] != two[1]["texts"]
-    for part in two:
-        assert part["losses"] == pytest.approx(one["losses"], rel=1e-5)
-        for name, gradient in one["gradients"].items():
-            torch.testing.assert_close(part["gradients"][name], gradient, rtol=1e-3, atol=2e-6, msg=name)
-    assert min(float(gradient.abs().max()) for gradient in one["gradients"].values()) > 0
+    whole, halves = one[1][0], two[1]
+    assert whole["tasks"] == [True] * 3 + [False] * 3
+    assert [half["tasks"] for half in halves] == [[True] * 3, [False] * 3]
+    assert halves[0]["texts"] != halves[1]["texts"]
+    for half in halves:
+        assert half["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+        for name, gradient in whole["gradients"].items():
+            torch.testing.assert_close(half["gradients"][name], gradient, rtol=1e-3, atol=2e-6, msg=name)
+    assert min(float(gradient.abs().max()) for gradient in whole["gradients"].values()) > 0
 
 
-@pytest.fixture(scope="module")
-def runs(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """The folder of all single-process runs, and what was said."""
-    folder = tmp_path_factory.mktemp("runs")
-    (found,) = run_processes(many_single_process_runs, 1, folder, data=str(tiny_data))
-    return folder, found
-
-
-def test_a_folder_of_another_run_is_refused(runs: tuple[Path, dict]) -> None:
-    said = runs[1]["other_settings"]
+def test_a_folder_of_another_run_is_refused(one: Runs) -> None:
+    said = one[1][0]["other_settings"]
     assert "learning_rate was 0.0003, is 0.01" in said
     assert "lora_r was 8, is 4" in said
     assert "--resume False" in said
-    assert "were 2, are 4" in runs[1]["other_batch"]
-    assert runs[1]["free_settings"] == ""
+    assert "were 2, are 4" in one[1][0]["other_batch"]
+    assert one[1][0]["free_settings"] == ""
 
 
-def test_wrong_settings_are_told_before_anything_is_loaded(runs: tuple[Path, dict]) -> None:
-    assert "config/nowhere.json: no such file" in runs[1]["missing_config"]
-    assert "--max_phis_len 60 needs --max_position 60" in runs[1]["too_long_histories"]
+def test_wrong_settings_are_told_before_anything_is_loaded(one: Runs) -> None:
+    assert "config/nowhere.json: no such file" in one[1][0]["missing_config"]
+    assert "--max_phis_len 60 needs --max_position 60" in one[1][0]["too_long_histories"]
 
 
-def test_accumulated_micro_batches_are_one_batch(runs: tuple[Path, dict]) -> None:
+def test_accumulated_micro_batches_are_one_batch(one: Runs) -> None:
     """No micro-batch is lost and the sum is divided once."""
-    whole, halves = (load_file(runs[0] / name / "last" / "trainer.safetensors") for name in ("whole", "halves"))
+    whole, halves = (
+        load_file(one[0] / name / "last" / "trainer.safetensors") for name in ("whole", "halves")
+    )
     moved = 0
     for name, value in whole.items():
         # AdamW divides by the gradient's own size, so tiny gradients would show rounding: compare the moments.
@@ -92,29 +110,35 @@ def test_accumulated_micro_batches_are_one_batch(runs: tuple[Path, dict]) -> Non
             torch.testing.assert_close(halves[name], value, rtol=1e-3, atol=1e-7, msg=name)
             moved += int(value.abs().max() > 1e-5)
     assert moved > 10
-    parts = [logged(runs[0] / name)[0] for name in ("whole", "halves")]
+    parts = [logged(one[0] / name)[0] for name in ("whole", "halves")]
     assert parts[0]["train/lm"] == pytest.approx(parts[1]["train/lm"], rel=1e-5)
     assert parts[0]["train/grad_norm"] == pytest.approx(parts[1]["train/grad_norm"], rel=1e-3)
 
 
-def test_loss_falls_in_twenty_steps(runs: tuple[Path, dict]) -> None:
-    losses = [line["train/loss"] for line in logged(runs[0] / "learns") if "train/loss" in line]
+def test_loss_falls_in_twenty_steps(one: Runs) -> None:
+    losses = [line["train/loss"] for line in logged(one[0] / "learns") if "train/loss" in line]
     assert len(losses) == 20
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
-def test_every_loss_part_and_validation_figure_is_logged(runs: tuple[Path, dict]) -> None:
-    lines = logged(runs[0] / "plain")
+def test_every_loss_part_and_validation_figure_is_logged(one: Runs) -> None:
+    lines = logged(one[0] / "plain")
     train = {name for line in lines for name in line if name.startswith("train/")}
     assert train == {f"train/{name}" for name in (
         "loss", "lm", "rec", "behaviour", "preference", "grad_norm", "learning_rate", "epoch")}  # fmt: skip
     validation = {name for line in lines for name in line if name.startswith("val/")}
-    assert {"val/retrieval@1", "val/rec_ndcg@10", "val/comm_rank_ndcg@10", "val/lm", "val/selection"} <= validation
+    assert {
+        "val/retrieval@1",
+        "val/rec_ndcg@10",
+        "val/comm_rank_ndcg@10",
+        "val/lm",
+        "val/selection",
+    } <= validation
     assert [line["step"] for line in lines if "val/lm" in line] == [2, 4, 5]
 
 
-def test_artefacts_explain_themselves(runs: tuple[Path, dict]) -> None:
-    folder, _ = runs
+def test_artefacts_explain_themselves(one: Runs) -> None:
+    folder, _ = one
     manifest = read_json(folder / "plain" / "best" / "manifest.json")
     assert manifest["kind"] == "stage-one"
     assert manifest["settings"]["model_name_or_path"] == "tiny-random"
@@ -130,9 +154,9 @@ def test_artefacts_explain_themselves(runs: tuple[Path, dict]) -> None:
     assert not (folder / "plain" / "best" / "trainer.safetensors").exists()
 
 
-def test_lora_can_be_turned_off_and_a_run_started_anew(runs: tuple[Path, dict]) -> None:
+def test_lora_can_be_turned_off_and_a_run_started_anew(one: Runs) -> None:
     """`--lora False` trains the heads alone; --resume False replaces the earlier run in the folder."""
-    folder = runs[0] / "heads_only"
+    folder = one[0] / "heads_only"
     manifest = read_json(folder / "best" / "manifest.json")
     assert manifest["settings"]["lora"] is True
     assert manifest["step"] == 2

@@ -51,7 +51,9 @@ def weights(out: Path, which: str = "last") -> dict[str, torch.Tensor]:
 def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
     assert a.keys() == b.keys()
     for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            a[name], b[name], rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def value(report: dict, metric: str, protocol: str = "full") -> float:
@@ -72,7 +74,9 @@ def test_loss_falls_and_the_planted_preference_is_recovered(trained: tuple[Path,
 def test_comment_preference_is_recovered(data: Path, tmp_path: Path) -> None:
     report = run(settings(data, tmp_path / "run", finetune_task="CommRank", num_train_epochs=15))
     assert value(report, "recall@1") > 0.8  # chance is a third
-    assert value(report, "recall@1") == value(report, "recall@1", "sampled")  # the stored lists are the whole ones
+    assert value(report, "recall@1") == value(
+        report, "recall@1", "sampled"
+    )  # the stored lists are the whole ones
 
 
 def test_evaluate_gives_exactly_the_figures_of_the_run(trained: tuple[Path, dict], data: Path) -> None:
@@ -141,7 +145,9 @@ def test_interrupted_run_equals_the_uninterrupted_one(
     continued = run(settings(data, tmp_path / "cut", **common))
     assert_equal(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
     assert continued == whole
-    steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == [5, 10, 15]
 
 
@@ -162,7 +168,9 @@ def test_accumulation_one_by_eight_equals_eight_by_one(data: Path, tmp_path: Pat
     """
     common = {"finetune_task": task, "num_train_epochs": 1, "id_text_loss_weight": 0.0}
     run(settings(data, tmp_path / "a", per_device_train_batch_size=24, **common))
-    run(settings(data, tmp_path / "b", per_device_train_batch_size=3, gradient_accumulation_steps=8, **common))
+    run(
+        settings(data, tmp_path / "b", per_device_train_batch_size=3, gradient_accumulation_steps=8, **common)
+    )
     assert_equal(weights(tmp_path / "a"), weights(tmp_path / "b"), tolerance=2e-5)
 
 
@@ -230,7 +238,13 @@ def test_validation_does_not_move_with_global_random_state(data: Path, tmp_path:
 def test_recall_can_pick_the_best_with_fewer_than_ten_candidates(data: Path, tmp_path: Path) -> None:
     """CommRank rows have three candidates; a recall at 10 is defined all the same."""
     report = run(
-        settings(data, tmp_path, finetune_task="CommRank", num_train_epochs=2, metric_for_best_model="eval_recall@10")
+        settings(
+            data,
+            tmp_path,
+            finetune_task="CommRank",
+            num_train_epochs=2,
+            metric_for_best_model="eval_recall@10",
+        )
     )
     assert value(report, "recall@10") == 1
     assert (tmp_path / "best" / "sr.safetensors").is_file()
@@ -250,7 +264,9 @@ def test_mixed_precision_of_the_launcher_is_obeyed(
     monkeypatch.setattr(training.Trainer, "_micro_step", spy)
     run(settings(data, tmp_path, num_train_epochs=1))
     assert torch.bfloat16 in seen
-    assert json.loads((tmp_path / "best" / "manifest.json").read_text())["identity"]["mixed precision"] == "bf16"
+    assert (
+        json.loads((tmp_path / "best" / "manifest.json").read_text())["identity"]["mixed precision"] == "bf16"
+    )
     assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32}
 
 

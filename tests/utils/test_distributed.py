@@ -90,7 +90,9 @@ def test_random_streams_are_functions_of_their_keys() -> None:
     assert generator(1, 2).integers(1 << 30) == generator(1, 2).integers(1 << 30)
     assert generator(1, 2).integers(1 << 30) != generator(2, 1).integers(1 << 30)
     assert derived_seed(1, 2) != derived_seed(1, 3)
-    assert torch.equal(torch.rand(3, generator=torch_generator(4)), torch.rand(3, generator=torch_generator(4)))
+    assert torch.equal(
+        torch.rand(3, generator=torch_generator(4)), torch.rand(3, generator=torch_generator(4))
+    )
 
 
 def test_seed_everything_reaches_every_global_generator() -> None:

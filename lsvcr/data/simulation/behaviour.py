@@ -57,7 +57,9 @@ def event_counts(rng: np.random.Generator, users: int, mean: float, least: int) 
     return np.maximum(np.round(wanted), least).astype(np.int64)
 
 
-def event_times(rng: np.random.Generator, tastes: Tastes, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def event_times(
+    rng: np.random.Generator, tastes: Tastes, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(user, time) of every event, sorted, times of a user distinct and mostly in the evening."""
     user = np.repeat(np.arange(len(counts)), counts)
     low, high = tastes.window[user, 0], tastes.window[user, 1]
@@ -162,9 +164,7 @@ def _fill_entries(
 ) -> Events:
     """All liked comments of each entry: `first` (E,) if given (>= 0), then the best of the same video."""
     shape, comments = world.preset.shape, world.comments
-    topic, tone = taste_at(
-        tastes, shape, world.related, world.n_tones, entries.user, entries.time, "comment"
-    )
+    topic, tone = taste_at(tastes, shape, world.related, world.n_tones, entries.user, entries.time, "comment")
     counts = np.diff(comments.offsets)[entries.item]
     row = np.repeat(np.arange(len(entries)), counts)
     start = np.concatenate(([0], np.cumsum(counts)))

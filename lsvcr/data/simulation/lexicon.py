@@ -64,7 +64,12 @@ def _read_topics(folder: Path) -> dict[str, TopicWords]:
         shared = _split(table["shared"])
         for name, banks in table["topics"].items():
             topics[name] = TopicWords(
-                name, table["domain"], _split(banks["words"]), _split(banks["acts"]), tuple(banks["hints"]), shared
+                name,
+                table["domain"],
+                _split(banks["words"]),
+                _split(banks["acts"]),
+                tuple(banks["hints"]),
+                shared,
             )
     return topics
 

@@ -67,7 +67,13 @@ class Preset:
 
 PRESETS = {
     "tiny": Preset(
-        users=60, videos=80, comments=320, likes=9.0, entries=6.0, unliked=1.5, shape=Shape(popularity_shift=3.0)
+        users=60,
+        videos=80,
+        comments=320,
+        likes=9.0,
+        entries=6.0,
+        unliked=1.5,
+        shape=Shape(popularity_shift=3.0),
     ),
     "demo": Preset(users=1_500, videos=2_500, comments=13_000, likes=16.0, entries=6.5, unliked=2.5),
     "large": Preset(

@@ -16,8 +16,14 @@ class BucketSampler:
     """
 
     def __init__(
-        self, item: np.ndarray, topic: np.ndarray, tone: np.ndarray, hour: np.ndarray, weight: np.ndarray,
-        n_topics: int, n_tones: int,
+        self,
+        item: np.ndarray,
+        topic: np.ndarray,
+        tone: np.ndarray,
+        hour: np.ndarray,
+        weight: np.ndarray,
+        n_topics: int,
+        n_tones: int,
     ) -> None:
         """All arrays are (N,), one row an item-topic pair; `hour` below zero means from the start."""
         self.n_topics, self.n_tones = n_topics, n_tones
@@ -33,7 +39,9 @@ class BucketSampler:
         self._alive = np.cumsum(born, axis=0)
         self._mass = self._edges[self._first + self._alive] - self._edges[self._first]
 
-    def draw(self, rng: np.random.Generator, hour: np.ndarray, topic: np.ndarray, tone: np.ndarray) -> np.ndarray:
+    def draw(
+        self, rng: np.random.Generator, hour: np.ndarray, topic: np.ndarray, tone: np.ndarray
+    ) -> np.ndarray:
         """One item an event.
 
         Args:

@@ -131,7 +131,7 @@ def _describe(folder: Path, world: Samplers, lexicon: Lexicon, seed: int) -> Non
     for start in range(0, len(comments), block):
         rows = slice(start, start + block)
         writer = Writer(lexicon, np.random.default_rng((seed, _CONTENTS, start)))
-        columns = (videos.topic[comments.video[rows]], comments.mention[rows], comments.tone[rows])
-        contents = [writer.comment(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+        parts = (videos.topic[comments.video[rows]], comments.mention[rows], comments.tone[rows])
+        contents = [writer.comment(*row) for row in zip(*(part.tolist() for part in parts), strict=True)]
         extras = np.random.default_rng((seed, _EXTRAS, 1, start))
         out.add(tables.comment_features(extras, videos, comments, contents, start))

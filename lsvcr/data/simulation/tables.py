@@ -63,8 +63,12 @@ def impressions(
             "long_view": (played >= need).astype(np.int8),
             "play_time_ms": played,
             "duration_ms": duration,
-            "profile_stay_time": np.where(rng.random(len(user)) < 0.03, rng.integers(500, 20_000, len(user)), 0),
-            "comment_stay_time": np.where(rng.random(len(user)) < 0.2, rng.integers(800, 60_000, len(user)), 0),
+            "profile_stay_time": np.where(
+                rng.random(len(user)) < 0.03, rng.integers(500, 20_000, len(user)), 0
+            ),
+            "comment_stay_time": np.where(
+                rng.random(len(user)) < 0.2, rng.integers(800, 60_000, len(user)), 0
+            ),
         }
     )
 

@@ -44,7 +44,9 @@ class Tastes:
 
 def join_tastes(parts: list[Tastes]) -> Tastes:
     """Rows of all parts, in order."""
-    return Tastes(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Tastes)})
+    return Tastes(
+        **{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Tastes)}
+    )
 
 
 def _phase_starts(
@@ -78,14 +80,17 @@ def _long_topics(
 
 
 def draw_tastes(
-    rng: np.random.Generator, shape: Shape, users: int, topic_share: np.ndarray, related: np.ndarray, n_tones: int
+    rng: np.random.Generator,
+    shape: Shape,
+    users: int,
+    topic_share: np.ndarray,
+    related: np.ndarray,
+    n_tones: int,
 ) -> Tastes:
     """Tastes of a block of users; `topic_share` (K,) is how common a topic is."""
     n_topics = len(topic_share)
-    window = np.stack(
-        (rng.uniform(0, 8, users), rng.uniform(DAYS - 5, DAYS - 0.1, users)), axis=1
-    )
-    window = START_MS + (window * DAY_MS).astype(np.int64)
+    days = np.stack((rng.uniform(0, 8, users), rng.uniform(DAYS - 5, DAYS - 0.1, users)), axis=1)
+    window = START_MS + (days * DAY_MS).astype(np.int64)
     long_topics = _long_topics(rng, shape, users, topic_share, related)
     held = rng.integers(1, LONG_TASTES + 1, users)
     present = np.arange(LONG_TASTES) < held[:, None]
@@ -122,7 +127,13 @@ def draw_tastes(
 
 
 def taste_at(
-    tastes: Tastes, shape: Shape, related: np.ndarray, n_tones: int, user: np.ndarray, time: np.ndarray, kind: str
+    tastes: Tastes,
+    shape: Shape,
+    related: np.ndarray,
+    n_tones: int,
+    user: np.ndarray,
+    time: np.ndarray,
+    kind: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Topic taste (E, K) and tone taste (E, T) of user rows at times (E,), rows sum to 1.
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,9 @@ def load_truth(folder: str | Path) -> Truth:
     if not (folder / "truth.json").exists():
         raise UserError(f"{folder} holds no planted truth: only folders written by `lsvcr simulate` do")
     names = read_json(folder / "truth.json")
-    shape = {key: tuple(value) if isinstance(value, list) else value for key, value in names["shape"].items()}
+    shape: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in names["shape"].items()
+    }
     tables = {
         name: kind(**{field.name: load_npy(folder / f"{name}_{field.name}.npy") for field in fields(kind)})
         for name, kind in _TABLES.items()

@@ -64,7 +64,9 @@ def plant_videos(rng: np.random.Generator, preset: Preset, related: np.ndarray, 
     topic = rng.choice(n_topics, count, p=topic_share / topic_share.sum())
     tone = draw_from_rows(rng, tone_share[topic])
     second = np.where(rng.random(count) < shape.second_topic_share, draw_from_rows(rng, related[topic]), NONE)
-    decoy = np.where(rng.random(count) < 0.4, draw_from_rows(rng, related[topic]), rng.integers(0, n_topics, count))
+    decoy = np.where(
+        rng.random(count) < 0.4, draw_from_rows(rng, related[topic]), rng.integers(0, n_topics, count)
+    )
     misleads = (rng.random(count) < shape.decoy_share) & (decoy != topic) & (decoy != second)
     order = rng.permutation(count)
     hours = np.where(

@@ -3,7 +3,7 @@
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate
 
 import numpy as np
@@ -55,7 +55,7 @@ class Writer:
         self.lexicon = lexicon
         self.dice = Dice(rng)
         self._makers: dict[str, Callable[[], str]] = {
-            name: (lambda bank=bank: self.dice.pick(bank))
+            name: partial(self.dice.pick, bank)
             for name, bank in lexicon.phrases.items()
             if name in ("name", "place", "weekday", "month", "room", "time", "money", "thing", "rel")
         }
