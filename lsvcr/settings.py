@@ -172,6 +172,9 @@ class RankSettings(SRSettings):
     neg_video_num: int = option(0, "Rec: sampled negatives; 0 = softmax over the whole catalogue")
     id_text_loss_weight: float = option(0.1, "weight of the id-text contrast")
     id_text_negatives: int = option(99, "sampled negatives of the id-text contrast")
+    id_init_std: float = option(
+        0.02, "standard deviation of fresh id embeddings; 0 starts from the text alone"
+    )
     min_id_count: int = option(
         0, "videos with fewer training interactions get no id, text alone; 0 = all have one"
     )

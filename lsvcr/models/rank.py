@@ -164,11 +164,15 @@ class RankModel(nn.Module):
 
     def _histories(self, batch: RankBatch, videos: "_Projected", comments: "_Projected") -> Histories:
         rows, steps = batch.entry_videos.shape
-        contents = self.sr.comment_vectors(comments(batch.comments), batch.comments)
-        entries = segment_mean(contents, batch.comment_entries, rows * steps).view(rows, steps, -1)
-        shown = self.sr.comment_vectors(comments(batch.video_comments), batch.video_comments)
+        titles = videos(batch.video_ids)
+        if self.sr.use_comments:
+            contents = self.sr.comment_vectors(comments(batch.comments), batch.comments)
+            entries = segment_mean(contents, batch.comment_entries, rows * steps).view(rows, steps, -1)
+            shown = self.sr.comment_vectors(comments(batch.video_comments), batch.video_comments)
+        else:
+            entries, shown = titles.new_zeros(rows, steps, titles.shape[-1]), torch.zeros_like(titles)
         return Histories(
-            video_title=videos(batch.video_ids),
+            video_title=titles,
             video_comment=shown,
             video_ids=self._ids(batch.video_ids),
             video_mask=batch.video_ids != PAD,

@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+INITIAL_STD = 0.02
+"""Standard deviation of fresh linear and embedding weights."""
+
 LAYER_NORM_EPS = 1e-8
 """The method gives this value for the input norms; every other LayerNorm here uses the same."""
 
@@ -127,7 +130,7 @@ def causal_stack(
     )
 
 
-def initialise(module: nn.Module, std: float = 0.02) -> None:
+def initialise(module: nn.Module, std: float = INITIAL_STD) -> None:
     """The usual transformer start, in place, for the module itself (use with `Module.apply`).
 
     Linear and embedding weights are drawn from N(0, std^2), biases and an embedding's padding row are zero,

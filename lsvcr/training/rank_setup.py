@@ -12,21 +12,21 @@ from lsvcr.data.rank import RankData
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.evaluation.metrics import parse_metric
 from lsvcr.models import checkpoint
-from lsvcr.models.head_start import start_head
 from lsvcr.models.rank import RankModel
 from lsvcr.models.sr import EmbeddingHead, SRModel
+from lsvcr.nn.attention import INITIAL_STD
 from lsvcr.schema import BEST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE, Split, Task
 from lsvcr.settings import RankSettings
 from lsvcr.training.rank_texts import TextTables, load_texts
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import sha256_file
-from lsvcr.utils.seeding import seed_everything, torch_generator
+from lsvcr.utils.seeding import seed_everything
 
 SR_PREFIX, HEAD_PREFIX = "sr.", "head."
 """Where a stage-one folder and `RankModel` both keep SR model and embedding head."""
 
 _NEW_IN_STAGE_TWO = ("video_id.*", "comment_id.*", "gate")
-_INITIALISATION, _HEAD_STREAM = 1, 4
+_INITIALISATION = 1
 STANDARDISED_TEXTS = 1 << 14
 """Texts of each kind that a fresh embedding head's statistics are taken from."""
 
@@ -82,8 +82,6 @@ def set_up(settings: RankSettings) -> Setup:
     model = build_model(
         settings, task, dataset, texts, 0 if weights is None else _position_rows(weights.tensors)
     )
-    if weights is None and texts is not None and model.head is not None:
-        start_head(model.head, texts.sample(), torch_generator(settings.seed, _HEAD_STREAM))
     if weights is not None:
         _load_stage_one(model, weights.tensors, settings, f"the stage-one checkpoint {parent}")
     return Setup(settings, task, dataset, parent, texts, model)
@@ -170,6 +168,10 @@ def build_model(
         use_text=not settings.disable_text,
         use_comments=not settings.disable_comments,
     )
+    for table in (sr.video_id, sr.comment_id):
+        if table is not None:
+            # Against small text vectors, ids of the usual size would drown at once what stage one has taught.
+            table.weight.data.mul_(settings.id_init_std / INITIAL_STD)
     head = None
     if texts is not None and texts.needs_head:
         head = EmbeddingHead(texts.width, settings.text_width)

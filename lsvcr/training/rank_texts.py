@@ -48,11 +48,6 @@ class TextTables:
         """w."""
         return self.videos.shape[1]
 
-    def sample(self, rows: int = 2048) -> Tensor:
-        """At most `rows` vectors of each table, evenly spaced: (N, w)."""
-        parts = [table[1 :: max(1, -(-(len(table) - 1) // rows))] for table in (self.videos, self.comments)]
-        return torch.cat(parts)
-
     def check_same(self, recorded: dict[str, dict[str, str]], source: str) -> None:
         """Raise a UserError unless the files are those that `source` was trained on."""
         for name, entry in self.about.items():

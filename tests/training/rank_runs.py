@@ -13,8 +13,9 @@ from lsvcr.schema import BEST_DIR, Split, Task
 from lsvcr.settings import RankSettings
 from tests.rank_world import World
 
-TOPICS, USERS, VIDEOS, COMMENTS = 4, 120, 24, 3
-LLM_WIDTH = 64
+TOPICS, USERS, VIDEOS, COMMENTS = 4, 40, 24, 3
+LLM_WIDTH = 32
+NARROW = ("photo_embs.npy", "comment_embs.npy")
 
 SMALL = RankSettings(
     hidden=16,
@@ -96,9 +97,10 @@ def write_texts(folder: Path, width: int = LLM_WIDTH, names: tuple[str, str] | N
 
 
 def write_planted(folder: Path) -> Path:
-    """The planted world on disk with the untuned LLM's vectors beside it."""
+    """The planted world on disk with wide vectors, which need a head, and narrow ones, which need none."""
     planted_world().write(folder)
     write_texts(folder)
+    write_texts(folder, 8, NARROW)
     return folder
 
 
@@ -122,5 +124,5 @@ def write_stage_one(folder: Path, **changes: object) -> dict[str, torch.Tensor]:
         for name, value in module.state_dict().items():
             tensors[prefix + name] = torch.randn(value.shape, generator=generator) * 0.1
     checkpoint.save(folder / BEST_DIR, tensors, {"kind": "stage-one", "settings": {}})
-    write_texts(folder, width=8, names=("photo_embs.npy", "comment_embs.npy"))
+    write_texts(folder, 8, NARROW)
     return tensors
