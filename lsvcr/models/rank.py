@@ -146,6 +146,8 @@ class RankModel(nn.Module):
             # Drawn on the CPU, so that the same seed draws the same on every device.
             entries = entries[torch.randint(len(entries), (CONTRASTED,)).to(entries.device)]
         titles = videos(entries)
+        told = (titles != 0).any(dim=1)  # a video without a title has the vector zero
+        entries, titles = entries[told], titles[told]
         assert self.sr.video_id is not None
         return id_text_contrast(
             self.sr.video_id(entries),

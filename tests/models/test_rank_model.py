@@ -33,7 +33,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     ).write(tmp_path_factory.mktemp("model"))
 
 
-def model(task: Task, *, head: bool = False, ids: bool = True, text: bool = True, comments: bool = True) -> RankModel:
+def model(
+    task: Task, *, head: bool = False, ids: bool = True, text: bool = True, comments: bool = True
+) -> RankModel:
     torch.manual_seed(0)
     wide = 8 if head else WIDTH
     sr = SRModel(

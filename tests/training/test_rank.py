@@ -73,7 +73,9 @@ def test_loss_falls_and_the_planted_preference_is_recovered(trained: tuple[Path,
 
 def test_comment_preference_is_recovered(data: Path, tmp_path: Path) -> None:
     names = {"photo_emb_file": NARROW[0], "comment_emb_file": NARROW[1]}
-    report = run(settings(data, tmp_path, finetune_task="CommRank", num_train_epochs=12, patience=12, **names))
+    report = run(
+        settings(data, tmp_path, finetune_task="CommRank", num_train_epochs=12, patience=12, **names)
+    )
     assert value(report, "recall@1") > 0.8  # chance is a third
     assert value(report, "recall@1") == value(
         report, "recall@1", "sampled"
