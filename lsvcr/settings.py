@@ -102,7 +102,15 @@ class AlignSettings(SRSettings):
         0, "epochs that SR model and head first train on untuned vectors; 0 = none"
     )
     head_start_learning_rate: float = option(1e-3, "learning rate of the head start")
-    head_start_vectors: str = option("", "folder with the untuned *_full_embs.npy; empty = the dataset's")
+    head_start_vectors: str = option(
+        "", "folder with the untuned *_full_embs.npy for head start and wide batches; empty = the dataset's"
+    )
+    wide_titles: int = option(
+        0,
+        "titles a process and micro-step reads for wide Rec batches, which need the untuned vectors; 0 = none",
+    )
+    wide_samples: int = option(8, "most Rec samples that learn from a title of a wide batch at once")
+    wide_loss_weight: float = option(1.0, "weight of the wide batches' recommendation loss")
     random_positions: bool = option(True, "train on random increasing positions; False: on 0, 1, 2, ...")
     augment: bool = option(True, "show the LLM and the SR model different comments of a video")
     save_strategy: Literal["steps", "epoch", "no"] = option("steps", "when last/ is written")

@@ -28,6 +28,7 @@ STEPS=7
 NUMBER=0
 STEP="the arguments"
 WATCHER=""
+declare -A JOBS=()
 STAGE_ONE=()
 STAGE_TWO=()
 
@@ -51,7 +52,7 @@ main() {
     unless_there "$OUT/data/comment_full_embs.npy" embed_untuned
     headline "stage one: $LLM teaches the SR model ($OUT/align)"
     unless_there "$OUT/align/best/comment_embs.npy" align
-    headline "stage two: three models, two tasks, each stopped by its validation figure"
+    headline "stage two: three models, each for both tasks at once, stopped by its validation figure"
     finetune "ids only" ids none --disable_text True
     finetune "untuned LLM text" untuned none
     finetune "both stages" aligned "$OUT/align"
@@ -121,26 +122,36 @@ align() {
         OUTPUT_DIR="$OUT/align" SEED="$SEED" "${STAGE_ONE[@]}"
 }
 
-# finetune LABEL FOLDER CHECKPOINT FLAGS...: both tasks, one line each; what the program says goes to a log.
+# finetune LABEL FOLDER CHECKPOINT FLAGS...: both tasks side by side, one line each; what the program says goes to a log.
 finetune() {
-    local label="$1" folder="$2" checkpoint="$3" task run log started
+    local label="$1" folder="$2" checkpoint="$3" task started=$SECONDS status=0
     shift 3
+    STEP="stage two, $label (logs: $OUT/logs/$folder-*.log)"
+    watch "$label, Rec" "$OUT/logs/$folder-Rec.log"
     for task in Rec CommRank; do
-        run="$OUT/$folder/$task" log="$OUT/logs/$folder-$task.log" started=$SECONDS
-        if [ ! -e "$run/metrics.json" ]; then
-            STEP="stage two, $label, $task (log: $log)"
-            watch "$label, $task" "$log"
-            bash "$ROOT/scripts/finetune.sh" TASK="$task" DATASET_PATH="$OUT/data" PRETRAIN_CKPT="$checkpoint" \
-                OUTPUT_DIR="$run" SEED="$SEED" "${STAGE_TWO[@]}" "$@" >"$log" 2>&1 || {
-                local status=$?
-                stop_watching
-                tail -n 15 "$log" >&2
-                exit "$status"
-            }
-            stop_watching
-        fi
-        printf '   %-28s NDCG@10 %s   %s\n' "$label, $task" "$(ndcg "$run/metrics.json")" "$(clock $((SECONDS - started)))"
+        [ -e "$OUT/$folder/$task/metrics.json" ] || start_training "$task" "$@"
     done
+    for task in "${!JOBS[@]}"; do
+        wait "${JOBS[$task]}" || { status=$? && tail -n 15 "$OUT/logs/$folder-$task.log" >&2; }
+    done
+    JOBS=()
+    stop_watching
+    [ "$status" -eq 0 ] || exit "$status"
+    for task in Rec CommRank; do
+        printf '   %-28s NDCG@10 %s\n' "$label, $task" "$(ndcg "$OUT/$folder/$task/metrics.json")"
+    done
+    say "   $(clock $((SECONDS - started)))"
+}
+
+# start_training TASK FLAGS...: a run of `finetune`, on half of the cores, in a session of its own to be ended as a whole.
+start_training() {
+    local task="$1" cores
+    shift
+    cores="$(nproc 2>/dev/null || echo 2)"
+    OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))}" \
+        setsid bash "$ROOT/scripts/finetune.sh" TASK="$task" DATASET_PATH="$OUT/data" PRETRAIN_CKPT="$checkpoint" \
+        OUTPUT_DIR="$OUT/$folder/$task" SEED="$SEED" "${STAGE_TWO[@]}" "$@" >"$OUT/logs/$folder-$task.log" 2>&1 &
+    JOBS[$task]=$!
 }
 
 ndcg() {
@@ -191,7 +202,9 @@ width() {
 }
 
 ended() {
+    local job
     stop_watching
+    for job in "${JOBS[@]}"; do kill -- "-$job" 2>/dev/null || true; done
     [ "$1" -ne 0 ] && [ -n "$STEP" ] || return 0
     {
         printf '\ndemo.sh stopped in this step: %s\n' "$STEP"

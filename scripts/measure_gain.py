@@ -1,6 +1,7 @@
 """What stage one adds over the untuned LLM's text, measured fairly: seeds, equal tuning, intervals.
 
-    python scripts/measure_gain.py --data demo/data --aligned demo/align --out demo/gain
+    python scripts/measure_gain.py --data demo/data --aligned demo/align --out demo/gain \
+        --config config/finetune/demo.yaml
 
 Both arms get the same grid of learning rates, the same epochs and the same early stopping on validation; each arm
 and task keeps the rate that is best on validation (mean over seeds), and only that one is read on the test split. The
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lsvcr.settings import RankSettings
+from lsvcr.utils.arguments import parse_settings
 from lsvcr.utils.errors import exit_code
 from lsvcr.utils.io import write_json
 
@@ -41,9 +43,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--rates", nargs="+", type=float, default=[1e-3, 3e-3], help="learning rates of the grid"
     )
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--history", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--config", default="", help="YAML file of stage-two settings, for both arms")
     return parser.parse_args()
 
 
@@ -90,6 +90,12 @@ def folder(options: argparse.Namespace, task: str, arm: str, rate: float, seed: 
     return Path(options.out) / task / f"{arm}-{rate:g}-{seed}"
 
 
+def settings(options: argparse.Namespace) -> RankSettings:
+    """What both arms share."""
+    given = ["--config", options.config] if options.config else []
+    return parse_settings(RankSettings, given, "measure_gain.py")
+
+
 def train(options: argparse.Namespace, task: str, arm: str, rate: float, seed: int) -> float:
     """Train one model unless that is done, and give its best validation value."""
     from lsvcr.training.rank import run
@@ -104,7 +110,8 @@ def train(options: argparse.Namespace, task: str, arm: str, rate: float, seed: i
         vectors = Path(pretrained) / "best"
         name = name if options.full else "{}_embs.npy"
     run(
-        RankSettings(
+        dataclasses.replace(
+            settings(options),
             finetune_task=task,
             data_path=options.data,
             output_dir=str(out),
@@ -113,10 +120,6 @@ def train(options: argparse.Namespace, task: str, arm: str, rate: float, seed: i
             comment_emb_file=str(vectors / name.format("comment")),
             seed=seed,
             learning_rate=rate,
-            num_train_epochs=options.epochs,
-            per_device_train_batch_size=options.batch,
-            max_phis_len=options.history,
-            max_chis_len=options.history,
             report_to="none",
         )
     )

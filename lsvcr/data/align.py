@@ -97,11 +97,11 @@ class AlignCollator:
     """
 
     def __init__(self, bank: TextBank, prompts: PromptBuilder, pad_id: int) -> None:
-        self._bank, self._prompts, self._pad_id = bank, prompts, pad_id
+        self.bank, self._prompts, self._pad_id = bank, prompts, pad_id
 
     def __call__(self, samples: Sequence[AlignSample]) -> AlignBatch:
         """A batch of the given samples, in their order."""
-        ids = self._bank.ids([code for sample in samples for code in _all_codes(sample)])
+        ids = self.bank.ids([code for sample in samples for code in _all_codes(sample)])
         texts = _DistinctTexts(ids)
         return AlignBatch(
             rows=torch.tensor([sample.row for sample in samples]),
@@ -116,7 +116,7 @@ class AlignCollator:
 
     def _language(self, samples: Sequence[AlignSample], ids: dict[int, list[int]]) -> dict[str, Tensor]:
         """What the LLM reads and must say."""
-        targets = self._bank.texts([_target_code(sample) for sample in samples])
+        targets = self.bank.texts([_target_code(sample) for sample in samples])
         prompts = [self._prompt(sample, ids) for sample in samples]
         responses = [self._prompts.response(text) for text in targets]
         lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
@@ -156,7 +156,7 @@ class AlignCollator:
         codes = [
             [code(item) for item in sample.positives] for code, sample in zip(code_of, samples, strict=True)
         ]
-        keys = self._bank.keys([code for row in codes for code in row])
+        keys = self.bank.keys([code for row in codes for code in row])
         targets = [keys[_target_code(sample)] for sample in samples]
         return {
             "target_keys": torch.tensor(targets),

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsvcr.data.align import AlignBatch
+from lsvcr.data.rank_wide import WideBatch
 from lsvcr.llm.encoder import encode
 from lsvcr.llm.families import backbone, output_head, unwrap
+from lsvcr.llm.wide import TextStates, WideRec
 from lsvcr.losses.alignment import behaviour_contrast, preference_contrast, recommendation_contrast
 from lsvcr.models.sr import EmbeddingHead, Histories, Positions, SRModel, random_positions
 from lsvcr.nn.ragged import segment_mean
@@ -101,7 +103,8 @@ class AlignedModel(nn.Module):
         heads: trained in full; computed in float32 whatever the precision its parameters are kept in.
         pad_id: fills text batches.
         text_token_budget: tokens of one text batch, padding included.
-        weights: of the losses `lm`, `rec` and `contrast` (published: 1, 1, 0.5).
+        weights: of the losses `lm`, `rec` and `contrast` (published: 1, 1, 0.5), and of `wide` where there are wide
+            batches.
     """
 
     def __init__(
@@ -118,9 +121,30 @@ class AlignedModel(nn.Module):
         self._pad_id, self._budget, self._weights = pad_id, text_token_budget, dict(weights)
         self._takes_positions = "position_ids" in inspect.signature(backbone(llm).forward).parameters
 
-    def forward(self, batch: AlignBatch, positions: Positions | None) -> dict[str, Tensor]:
-        """Losses of a batch by name, `loss` their weighted sum; see `losses`."""
-        return self.losses(self.vectors(batch, positions), batch)
+    def forward(
+        self,
+        batch: AlignBatch,
+        positions: Positions | None,
+        wide: WideBatch | None = None,
+        cache: TextStates | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses of a batch by name, `loss` their weighted sum; see `losses` and `wide_loss`."""
+        parts = self.losses(self.vectors(batch, positions), batch)
+        if wide is None or cache is None:
+            return parts
+        parts["wide"] = self.wide_loss(wide, cache)
+        return {**parts, "loss": parts["loss"] + self._weights["wide"] * parts["wide"]}
+
+    def wide_loss(self, batch: WideBatch, cache: TextStates) -> Tensor:
+        """Recommendation loss of many samples on few titles (`WideRec`); the cache learns the titles' new states."""
+        fresh = self.pooled(batch.texts)
+        exact = {
+            name: value for name, value in self._exact_heads().items() if not name.startswith("contrast.")
+        }
+        wide = WideRec(self.heads.sr, self.heads.head)
+        loss: Tensor = torch.func.functional_call(wide.train(self.training), exact, (fresh, batch, cache))
+        cache.update(batch.titles, fresh)
+        return loss
 
     def vectors(self, batch: AlignBatch, positions: Positions | None) -> Vectors:
         """Both branches of a batch. Every distinct text goes through the LLM once.

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lsvcr.llm.families import lora_targets
 from lsvcr.llm.quiet import quiet
 from lsvcr.utils.errors import UserError
+from lsvcr.utils.io import read_json, write_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -74,6 +75,9 @@ def save_adapter(model: PeftModel, folder: str | Path) -> None:
     with quiet():
         model.save_pretrained(str(target), save_embedding_layers=False)
     (target / "README.md").unlink(missing_ok=True)  # an empty form
+    config = read_json(target / CONFIG_FILE)
+    # peft writes a set, in an order that differs between processes.
+    write_json(target / CONFIG_FILE, {**config, "target_modules": sorted(config["target_modules"])})
     written = _read(target)
     differing = [
         name

@@ -114,7 +114,8 @@ class SRModel(nn.Module):
         use_text: False makes every text vector zero.
         use_comments: False ignores the comment history and the videos' comments.
 
-    Initialisation: linears and tables N(0, 0.02^2), biases 0, padding rows 0, LayerNorm identity, gate 1.
+    Initialisation: linears and tables N(0, 0.02^2), biases 0, padding rows 0, LayerNorm identity, gate 1. An entry
+    starts as its title and a joined state as its own history's: see `_start_as_average`.
 
     Raises:
         ValueError: if neither text nor video ids are left, or `hidden` is no multiple of `heads`.
@@ -169,7 +170,19 @@ class SRModel(nn.Module):
         self.rec_pooling = AdditivePooling(hidden, dropout)
         self.comm_rank_attention = MultiHeadAttention(**shape)
         self.apply(initialise)
+        self._start_as_average()
         self.gate = nn.Parameter(torch.ones(1)) if n_videos else None
+
+    @torch.no_grad()
+    def _start_as_average(self) -> None:
+        """Add the identity where titles and own states pass, so that a fresh user vector lies near the user's videos.
+
+        From noise alone, text has to find its way through three products of small random matrices before a user
+        scores what resembles their history; on text vectors of a language model that took longer than
+        learning every video's popularity, and training ended there (docs/log.md).
+        """
+        for joint in (self.merge, self.video_join, self.comment_join):
+            joint.weight[:, : self.hidden] += torch.eye(self.hidden)
 
     def project(self, text: Tensor) -> Tensor:
         """The adapter: text vectors (..., e) -> (..., d). Zero rows stay zero; all rows are without text."""

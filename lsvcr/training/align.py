@@ -7,6 +7,7 @@ last/ exactly as if it had not stopped.
 import dataclasses
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lsvcr.data.align import AlignBatch, micro_batches, training_loader
+from lsvcr.data.rank_wide import WideBatch
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.llm.aligned import draw_positions
 from lsvcr.schema import BEST_DIR, FORMAT_VERSION, LAST_DIR
@@ -34,6 +36,7 @@ from lsvcr.training.align_state import (
 from lsvcr.training.engine import process_group, read_config, set_learning_rate, start_engine
 from lsvcr.training.head_start import head_start
 from lsvcr.training.schedule import learning_rate_factor
+from lsvcr.training.wide import wide_batches
 from lsvcr.utils.distributed import barrier, broadcast_object, is_main, rank, reduce_sum, world_size
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.logging import MetricsWriter, get_logger, progress
@@ -41,6 +44,8 @@ from lsvcr.utils.seeding import seed_everything
 
 _DROPOUT_STREAM = 42
 PARTS = ("loss", "lm", "rec", "behaviour", "preference")
+WIDE = "wide"
+"""Loss part of the wide batches, where there are any."""
 
 logger = get_logger(__name__)
 
@@ -88,6 +93,8 @@ class AlignTrainer:
         self._engine, self._device = engine, device
         self._plan = make_plan(settings, len(parts.samples), world_size())
         self._run = Path(settings.output_dir)
+        self._wide = wide_batches(settings, dataset, parts, device)
+        self._names = (*PARTS, WIDE) if self._wide else PARTS
         self._best: float | None = None
         self._figures: dict[str, float] = {}
         self._seconds = 0.0
@@ -100,7 +107,7 @@ class AlignTrainer:
     def _train(self, start: int) -> Path:
         self._introduce(start)
         writer = MetricsWriter(self._run, self._settings.report_to, resume_step=start)
-        window = _Window()
+        window = _Window(self._names)
         numbers = micro_batches(
             start * self._plan.accumulation,
             self._plan.steps * self._plan.accumulation,
@@ -130,23 +137,25 @@ class AlignTrainer:
         set_learning_rate(self._engine, self._rate_factor(step))
         for micro in range(step * self._plan.accumulation, (step + 1) * self._plan.accumulation):
             batch = next(batches).to(self._device)
-            losses = self._losses(batch, micro)
+            wide = self._wide.batch(micro) if self._wide else None
+            losses = self._losses(batch, micro, wide)
             self._engine.backward(losses["loss"])
             self._engine.step()
-            window.add(losses, batch.tokens)
+            window.add(losses, batch.tokens + (wide.tokens if wide else 0))
         window.seconds += time.monotonic() - started
         window.norm = float(self._engine.get_global_grad_norm() or 0.0)
 
-    def _losses(self, batch: AlignBatch, micro: int) -> dict[str, Tensor]:
+    def _losses(self, batch: AlignBatch, micro: int, wide: WideBatch | None) -> dict[str, Tensor]:
         settings = self._settings
         seed_everything(settings.seed, _DROPOUT_STREAM, micro, rank())
         longest = (settings.max_phis_len, settings.max_chis_len)
         positions = None
         if settings.random_positions:
             positions = draw_positions(batch, longest, settings.max_position, settings.seed, micro)
-        losses: dict[str, Tensor] = self._engine(batch, positions)
+        extra = (wide, self._wide.cache) if self._wide else ()
+        losses: dict[str, Tensor] = self._engine(batch, positions, *extra)
         if not bool(torch.isfinite(losses["loss"])):
-            broken = ", ".join(name for name in PARTS[1:] if not bool(torch.isfinite(losses[name])))
+            broken = ", ".join(name for name in self._names[1:] if not bool(torch.isfinite(losses[name])))
             raise UserError(
                 f"the loss is not finite ({broken or 'their sum'}) "
                 f"at optimiser step {micro // self._plan.accumulation + 1}, "
@@ -170,6 +179,7 @@ class AlignTrainer:
                 write_checkpoint(self._run / BEST_DIR, model, state, self._manifest(done))
             if save:
                 trainer = {"step": done, "best": self._best, "seconds": self._seconds}
+                state |= self._wide.cache.state() if self._wide else {}
                 write_checkpoint(self._run / LAST_DIR, model, state, self._manifest(done), trainer)
         barrier()
 
@@ -203,6 +213,8 @@ class AlignTrainer:
             self._run, dataclasses.asdict(self._settings), self._dataset.data_hash, self._plan.global_batch
         )
         state, standing = read_trainer(self._run)
+        if self._wide:
+            self._wide.cache.take(state)
         restore_state(self._engine, state, standing["step"])
         self._best, self._seconds = standing["best"], standing["seconds"]
         return int(standing["step"])
@@ -261,7 +273,8 @@ class AlignTrainer:
 class _Window:
     """Sums between two log lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
         self.norm, self.last_loss = 0.0, float("nan")
         self._reset()
 
@@ -271,7 +284,7 @@ class _Window:
 
     def add(self, losses: dict[str, Tensor], tokens: int) -> None:
         """Count one micro-batch of this process."""
-        for name in PARTS:
+        for name in self._names:
             value = losses[name].detach().double()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self.last_loss = losses["loss"].item()
@@ -280,10 +293,10 @@ class _Window:
     def close(self) -> tuple[dict[str, float], float]:
         """Means of all processes by name, tokens a second, and seconds of training; every process must call it."""
         seconds = self.seconds
-        own = torch.stack([self._sums[name] for name in PARTS])
+        own = torch.stack([self._sums[name] for name in self._names])
         counts = own.new_tensor([self._micro, self._tokens])
         total = reduce_sum(torch.cat([own, counts])).tolist()
-        figures = {f"train/{name}": total[i] / total[-2] for i, name in enumerate(PARTS)}
+        figures = {f"train/{name}": total[i] / total[-2] for i, name in enumerate(self._names)}
         figures["train/tokens_per_s"] = total[-1] / seconds
         self._reset()
         return figures, seconds

@@ -73,6 +73,8 @@ def check_settings(settings: AlignSettings) -> None:
             )
     if settings.hidden % settings.heads:
         raise UserError(f"--hidden {settings.hidden} must be a multiple of --heads {settings.heads}")
+    if settings.wide_titles < 0 or settings.wide_samples < 1:
+        raise UserError("--wide_titles: give 0 (none) or more, --wide_samples 1 or more")
     if settings.save_strategy == "steps" and settings.save_steps < 1:
         raise UserError(f"--save_steps {settings.save_steps}: give 1 or more, or --save_strategy no")
     if settings.max_steps <= 0 and settings.num_train_epochs <= 0:
@@ -223,5 +225,6 @@ def _model(settings: AlignSettings, llm: Any, pad_id: int) -> AlignedModel:
             "lm": settings.lm_loss_weight,
             "rec": settings.rec_loss_weight,
             "contrast": settings.contrast_loss_weight,
+            "wide": settings.wide_loss_weight,
         },
     )

@@ -6,23 +6,20 @@ goes where only the LLM can help. It uses the training samples of both tasks and
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from lsvcr.data.rank import RankData
 from lsvcr.data.store import Dataset
-from lsvcr.data.vectors import described, load_embeddings
 from lsvcr.llm.aligned import AlignedHeads
 from lsvcr.models.rank import RankModel
-from lsvcr.schema import COMMENT_FULL_EMBEDDINGS_FILE, VIDEO_FULL_EMBEDDINGS_FILE, Split, Task
+from lsvcr.schema import Split, Task
 from lsvcr.settings import AlignSettings
 from lsvcr.training.rank_batches import EpochBatches, MicroBatch
+from lsvcr.training.untuned import untuned_states
 from lsvcr.utils.distributed import world_size
-from lsvcr.utils.errors import UserError
 from lsvcr.utils.logging import get_logger, progress
 from lsvcr.utils.seeding import generator, seed_everything
 
@@ -49,7 +46,7 @@ def head_start(heads: AlignedHeads, dataset: Dataset, settings: AlignSettings) -
         UserError: the vectors are missing or come from another LLM, dataset or number of layers.
     """
     tasks = list(Task) if settings.tasks == "both" else [Task.parse(settings.tasks)]
-    tables = _tables(dataset, settings)
+    tables = untuned_states(dataset, settings)
     models = {task: _model(heads, task, dataset, tables) for task in tasks}
     data = {
         task: RankData(
@@ -116,33 +113,3 @@ def _model(
         heads.sr, task, *tables, n_videos=dataset.n_videos, n_comments=dataset.n_comments, head=heads.head
     )
     return model.to(next(heads.parameters()).device).train()
-
-
-def _tables(dataset: Dataset, settings: AlignSettings) -> tuple[torch.Tensor, torch.Tensor]:
-    """The untuned LLM's vectors of titles and comments, memory-mapped."""
-    folder = Path(settings.head_start_vectors or settings.data_path)
-    found = []
-    for name, rows in (
-        (VIDEO_FULL_EMBEDDINGS_FILE, dataset.n_videos + 1),
-        (COMMENT_FULL_EMBEDDINGS_FILE, dataset.n_comments + 1),
-    ):
-        file = folder / name
-        made = (
-            f"lsvcr embed --checkpoint none --model_name_or_path {settings.model_name_or_path} "
-            f"--llm_layers {settings.llm_layers} --data_path {settings.data_path} --output_dir {folder}"
-        )
-        if not file.is_file():
-            raise UserError(f"--head_start_epochs needs {file}: make it with `{made}`")
-        _check_origin(file, settings, made)
-        load_embeddings(file, name, rows, dataset.data_hash)
-        found.append(torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False)))
-    return found[0], found[1]
-
-
-def _check_origin(file: Path, settings: AlignSettings, made: str) -> None:
-    about = described(file) or {}
-    if about.get("kind") == "tuned":
-        raise UserError(f"{file} was made by a tuned LLM; a head start wants the untuned one's: run `{made}`")
-    if settings.llm_layers and about.get("llm_layers", settings.llm_layers) != settings.llm_layers:
-        layers = f"the first {settings.llm_layers} layers of the untuned LLM"
-        raise UserError(f"{file} was not made by {layers}: run `{made}`")

@@ -137,7 +137,7 @@ def test_proportions_are_those_of_a_sparse_platform(demo: Path) -> None:
     assert -1.5 < slope < -0.5
     comments = table(demo, "comment_features.csv")["video_id"].value_counts()["count"].to_numpy()
     assert np.quantile(comments, 0.1) <= 4
-    assert comments.max() == 40
+    assert 30 <= comments.max() <= 40
     assert 8 <= table(demo, "user_comment_inter.csv").height / 1_500 <= 12
 
 

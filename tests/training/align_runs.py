@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 
 from lsvcr.settings import AlignSettings
 from lsvcr.utils.logging import quiet_third_party
+from tests.training.untuned_files import write_vectors
 
 BASE = AlignSettings(
     model_name_or_path="tiny-random",
@@ -33,6 +34,8 @@ BASE = AlignSettings(
     gradient_checkpointing=False,
     report_to="none",
 )
+TINY_WIDTH = 32
+"""Hidden width of `tiny-random`."""
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "lora_dropout": 0.0}
 
 
@@ -83,17 +86,34 @@ def stop_before(step: int) -> Callable[[], None]:
     return undo
 
 
+def untuned_vectors(folder: Path, data: str) -> Path:
+    """Folder of vectors as wide as the random LLM, the same for every process."""
+    from lsvcr.data.store import open_dataset
+    from lsvcr.utils.distributed import barrier, is_main
+
+    own = folder / "untuned"
+    if is_main():
+        own.mkdir(exist_ok=True)
+        write_vectors(own, open_dataset(data), TINY_WIDTH)
+    barrier()
+    return own
+
+
 def straight_and_cut(folder: Path, data: str) -> dict[str, Any]:
-    """One run straight through, and one that dies between checkpoints (after step 3) and is called again."""
+    """One run straight through, and one that dies between checkpoints (after step 3) and is called again.
+
+    With wide batches, whose cache of text states is then part of what a run must take up again.
+    """
     from lsvcr.training.align import align
 
-    align(settings(data, folder / "straight"))
+    wide = {"wide_titles": 2, "head_start_vectors": str(untuned_vectors(folder, data))}
+    align(settings(data, folder / "straight", **wide))
     undo = stop_before(3)
     with suppress(Stopped):
-        align(settings(data, folder / "cut"))
+        align(settings(data, folder / "cut", **wide))
     undo()
     left = sorted(path.name for path in (folder / "cut").iterdir())
-    align(settings(data, folder / "cut"))
+    align(settings(data, folder / "cut", **wide))
     return {"left_by_the_killed": left}
 
 
@@ -109,11 +129,15 @@ def first_gradients(folder: Path, data: str) -> dict[str, Any]:
     from lsvcr.training.align_build import build, parameter_groups
     from lsvcr.training.align_state import trainable
     from lsvcr.training.engine import process_group, read_config, start_engine
+    from lsvcr.training.wide import wide_batches
     from lsvcr.utils.distributed import rank, reduce_sum, world_size
 
     batch = 6 // world_size()
-    own = settings(data, folder, bf16=False, text_token_budget=200, **NO_DROPOUT)
-    with process_group():
+    own = settings(
+        data, folder, bf16=False, text_token_budget=200, wide_titles=4 // world_size(), wide_samples=2,
+        head_start_vectors=str(untuned_vectors(folder, data)), **NO_DROPOUT,
+    )  # fmt: skip
+    with process_group() as device:
         parts = build(own, open_dataset(data))
         # LoRA's B is zero at first, and A would have no gradient.
         generator = torch.Generator().manual_seed(3)
@@ -129,11 +153,22 @@ def first_gradients(folder: Path, data: str) -> dict[str, Any]:
         joined.sort(key=lambda sample: sample.row % 2)
         joined = joined[:3] + joined[-3:]
         mine = parts.collator(joined[rank() * batch : (rank() + 1) * batch])
-        losses = engine(mine, draw_positions(mine, (4, 4), own.max_position, 0, 0))
+        wide = wide_batches(own, open_dataset(data), parts, device)
+        assert wide is not None
+        before = wide.cache.videos.clone()
+        positions = draw_positions(mine, (4, 4), own.max_position, 0, 0)
+        losses = engine(mine, positions, wide.batch(0), wide.cache)
         engine.backward(losses["loss"])
         means = {name: float(reduce_sum(value.detach()) / world_size()) for name, value in losses.items()}
         gradients = {name: safe_get_full_grad(p).clone() for name, p in trainable(engine.module).items()}
-    return {"losses": means, "gradients": gradients, "texts": len(mine.texts), "tasks": mine.is_rec.tolist()}
+    return {
+        "losses": means,
+        "gradients": gradients,
+        "texts": len(mine.texts),
+        "tasks": mine.is_rec.tolist(),
+        "cache": wide.cache.videos,
+        "read": int((wide.cache.videos != before).any(dim=1).sum()),
+    }
 
 
 def two_process_runs(folder: Path, data: str) -> dict[str, Any]:

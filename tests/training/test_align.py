@@ -65,6 +65,7 @@ def test_a_killed_run_called_again_ends_with_the_bits_of_an_uninterrupted_one(
         "best/adapter/adapter_model.safetensors",
     ):
         same_tensors(straight / name, cut / name)
+    assert any("train/wide" in line for line in logged(straight))
     assert logged(straight) == logged(cut)  # and no step is logged twice
     standing = read_json(cut / "last" / "trainer.json")
     assert standing["step"] == 5
@@ -72,13 +73,16 @@ def test_a_killed_run_called_again_ends_with_the_bits_of_an_uninterrupted_one(
 
 
 def test_one_process_with_a_batch_equals_two_with_half_of_it(one: Runs, two: Runs) -> None:
-    """Loss parts and gradients, where process 0 has only Rec and process 1 only CommRank samples."""
+    """Loss parts, gradients and cached states, where process 0 has only Rec and process 1 only CommRank samples."""
     whole, halves = one[1][0], two[1]
     assert whole["tasks"] == [True] * 3 + [False] * 3
     assert [half["tasks"] for half in halves] == [[True] * 3, [False] * 3]
     assert halves[0]["texts"] != halves[1]["texts"]
+    assert whole["losses"]["wide"] > 0
+    assert whole["read"] == halves[0]["read"] == 4
     for half in halves:
         assert half["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+        torch.testing.assert_close(half["cache"], whole["cache"])
         for name, gradient in whole["gradients"].items():
             torch.testing.assert_close(half["gradients"][name], gradient, rtol=1e-3, atol=2e-6, msg=name)
     assert min(float(gradient.abs().max()) for gradient in whole["gradients"].values()) > 0

@@ -1,43 +1,20 @@
 """The head start teaches the SR model and the text head on frozen vectors, and refuses vectors of another LLM."""
 
 import dataclasses
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from lsvcr.data.store import Dataset, open_dataset
+from lsvcr.data.store import open_dataset
 from lsvcr.llm.aligned import AlignedHeads
 from lsvcr.models.sr import SRModel
 from lsvcr.settings import AlignSettings
 from lsvcr.training.head_start import head_start
 from lsvcr.utils.errors import UserError
+from tests.training.untuned_files import write_vectors
 
 WIDTH = 24
-
-
-def _vectors(folder: Path, dataset: Dataset, **about: object) -> None:
-    """Untuned vectors of a dataset, with or without a description beside them."""
-    import hashlib
-
-    files = {}
-    sizes = {"photo_full_embs.npy": dataset.n_videos + 1, "comment_full_embs.npy": dataset.n_comments + 1}
-    for name, rows in sizes.items():
-        table = np.random.default_rng(rows).normal(size=(rows, WIDTH)).astype(np.float32)
-        table[0] = 0
-        np.save(folder / name, table)
-        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        files[name] = {
-            "rows": rows,
-            "width": WIDTH,
-            "sha256": digest,
-            "data_hash": dataset.data_hash,
-            **about,
-        }
-    if about:
-        (folder / "embeddings.json").write_text(json.dumps({"files": files}))
 
 
 def _heads() -> AlignedHeads:
@@ -63,7 +40,7 @@ def _settings(data: Path, vectors: Path, **changes: object) -> AlignSettings:
 
 def test_it_trains_sr_model_and_head_and_nothing_else(tiny_data: Path, tmp_path: Path) -> None:
     dataset = open_dataset(tiny_data)
-    _vectors(tmp_path, dataset)
+    write_vectors(tmp_path, dataset, WIDTH)
     heads, before = _heads(), _heads()
     head_start(heads, dataset, _settings(tiny_data, tmp_path, head_start_epochs=1))
     moved = {
@@ -76,7 +53,7 @@ def test_it_trains_sr_model_and_head_and_nothing_else(tiny_data: Path, tmp_path:
 
 def test_the_same_seed_gives_the_same_weights(tiny_data: Path, tmp_path: Path) -> None:
     dataset = open_dataset(tiny_data)
-    _vectors(tmp_path, dataset)
+    write_vectors(tmp_path, dataset, WIDTH)
     one, two = _heads(), _heads()
     for heads in (one, two):
         head_start(heads, dataset, _settings(tiny_data, tmp_path, head_start_epochs=2))
@@ -93,6 +70,6 @@ def test_vectors_of_another_llm_are_refused(
     tiny_data: Path, tmp_path: Path, about: dict[str, object]
 ) -> None:
     dataset = open_dataset(tiny_data)
-    _vectors(tmp_path, dataset, **about)
+    write_vectors(tmp_path, dataset, WIDTH, **about)
     with pytest.raises(UserError, match="tuned LLM.*lsvcr embed --checkpoint none"):
         head_start(_heads(), dataset, _settings(tiny_data, tmp_path, llm_layers=4))

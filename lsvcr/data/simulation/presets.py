@@ -19,28 +19,28 @@ class Shape:
     Weights are relative probabilities; `_share` fields are probabilities.
     """
 
-    popularity_slope: float = 1.05
+    popularity_slope: float = 0.95
     popularity_shift: float = 12.0
     freshness_days: float = 1e6
     new_share: float = 0.25
-    second_topic_share: float = 0.20
+    second_topic_share: float = 0.10
     second_topic_weight: float = 0.35
-    decoy_share: float = 0.15
-    comment_slope: float = 0.8
+    decoy_share: float = 0.08
+    comment_slope: float = 0.3
     comment_reach: float = 0.6
     comment_topic_spill: float = 0.3
     comment_tone_follows: float = 0.25
     mention_other_share: float = 0.30
     mention_none_share: float = 0.25
-    obsession_weight: float = 0.60
-    phase_count: tuple[int, int] = (1, 3)
+    obsession_weight: float = 0.85
+    phase_count: tuple[int, int] = (1, 2)
     tone_phase_count: tuple[int, int] = (1, 2)
     lead: float = 0.65
     neighbour_taste_share: float = 0.6
     neighbour_step_share: float = 0.75
-    topic_smear: float = 0.05
-    topic_floor: float = 0.03
-    second_tone: float = 0.45
+    topic_smear: float = 0.03
+    topic_floor: float = 0.02
+    second_tone: float = 0.30
     other_tone: float = 0.05
     attached_share: float = 0.25
     comments_of_entry: tuple[float, float, float] = (0.60, 0.27, 0.13)
@@ -75,7 +75,7 @@ PRESETS = {
         unliked=1.5,
         shape=Shape(popularity_shift=3.0),
     ),
-    "demo": Preset(users=1_500, videos=2_500, comments=13_000, likes=16.0, entries=6.5, unliked=2.5),
+    "demo": Preset(users=1_500, videos=3_000, comments=12_000, likes=16.0, entries=6.5, unliked=2.5),
     "large": Preset(
         users=200_000,
         videos=100_000,

@@ -25,6 +25,9 @@ from lsvcr.data.simulation.writer import Writer
 from lsvcr.settings import SimulateSettings
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_dir, write_json
+from lsvcr.utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 SIMULATION_VERSION = 1
 _VIDEOS, _COMMENTS, _IDS, _TASTES, _ACTS, _TITLES, _CONTENTS, _EXTRAS, _SHARES = range(9)
@@ -66,6 +69,10 @@ def simulate(settings: SimulateSettings) -> Path:
                 "settings": preset.as_dict(),
             },
         )
+    logger.info(
+        f"{settings.out}: {counts['users']:,} users, {len(world.videos):,} videos, {len(world.comments):,} comments, "
+        f"{counts['likes']:,} likes, {counts['comment_likes']:,} comment interactions"
+    )
     return Path(settings.out)
 
 

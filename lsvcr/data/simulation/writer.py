@@ -67,7 +67,7 @@ class Writer:
         words, dice = self.lexicon.topics[topic], self.dice
         if dice.chance(0.08):
             return dice.pick(words.shared)
-        edges = zipf_edges(len(words.words), 4 + round(10 * fame))
+        edges = zipf_edges(len(words.words), 11 + round(8 * fame))
         chosen = words.words[min(bisect_right(edges, dice.unit()), len(words.words) - 1)]
         if dice.chance(0.15):
             modifier = dice.pick(self.lexicon.phrases["modifiers"])
@@ -119,15 +119,15 @@ class Writer:
                 text = self.phrase("mislead_before", other=decoy) + style["space"] + text
             else:
                 text += style["comma"] + self.phrase("mislead_after", other=decoy)
-        if not opened and dice.chance(0.2):
+        if not opened and dice.chance(0.08):
             text = self.phrase("openers") + style["space"] + text
-        if dice.chance(0.1):
+        if dice.chance(0.03):
             text += (style["comma"] if dice.chance(0.7) else style["stop"]) + self.phrase("life")
-        elif dice.chance(0.12):
+        elif dice.chance(0.04):
             text += style["comma"] + self.phrase("closers")
-        text = self._decorated(self._cased(text), 0.2, 0.15)
-        if dice.chance(0.5):
-            # Half of the uploaders file their video under a word of its topic.
+        text = self._decorated(self._cased(text), 0.08, 0.1)
+        if dice.chance(0.6):
+            # Most of the uploaders file their video under a word of its topic.
             text += " #" + self.word(topic, fame).replace(" ", "")
         return text
 

@@ -1,0 +1,94 @@
+"""Wide Rec batches: which titles are read, which samples learn from them, and the numbering of a batch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lsvcr.data.rank import RankData
+from lsvcr.data.rank_wide import WideBatch, WideStream
+from lsvcr.data.store import Dataset, open_dataset
+from lsvcr.data.text_bank import TextBank
+from lsvcr.schema import Split, Task
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_data: Path) -> Dataset:
+    return open_dataset(tiny_data)
+
+
+def stream(dataset: Dataset, titles: int = 4, per_title: int = 2, seed: int = 0) -> WideStream:
+    bank = TextBank(dataset.titles(), dataset.contents(), lambda texts: [list(map(ord, t)) for t in texts])
+    data = RankData(dataset, Task.REC, Split.TRAIN, max_videos=5, max_entries=3)
+    return WideStream(data, bank, titles=titles, per_title=per_title, seed=seed)
+
+
+def videos_of(batch: WideBatch) -> torch.Tensor:
+    """Dataset index of each video number of the batch."""
+    return torch.cat([torch.zeros(1, dtype=torch.int64), batch.titles, batch.cached_videos])
+
+
+def test_every_target_title_is_read_once_a_round(dataset: Dataset) -> None:
+    wide = stream(dataset)
+    targets = set(dataset.samples(Task.REC, Split.TRAIN).video.tolist())
+    assert len(wide) == len(targets)
+    read = np.concatenate([wide.batch(number, 0, 1).titles.numpy() for number in range(-(-len(wide) // 4))])
+    assert set(read.tolist()) == targets
+    assert np.unique(read[: len(wide)]).size == len(wide)
+
+
+def test_samples_are_training_samples_whose_target_is_read(dataset: Dataset) -> None:
+    batch = stream(dataset).batch(0, 0, 1)
+    samples = dataset.samples(Task.REC, Split.TRAIN)
+    rows = batch.samples.rows.numpy()
+    own = videos_of(batch)[batch.samples.candidates[:, 0]].numpy()
+    assert (own == samples.video[rows]).all()
+    assert (batch.samples.candidates[:, 0] <= len(batch.titles)).all()
+    _, counts = np.unique(own, return_counts=True)
+    assert counts.max() <= 2
+    assert len(np.unique(rows)) == len(rows)
+
+
+def test_numbers_stand_for_the_videos_and_comments_of_the_dataset(dataset: Dataset) -> None:
+    batch = stream(dataset).batch(1, 0, 1)
+    plain = RankData(dataset, Task.REC, Split.TRAIN, max_videos=5, max_entries=3).training(
+        batch.samples.rows.numpy(), (0, 1)
+    )
+    videos = videos_of(batch)
+    comments = torch.cat([torch.zeros(1, dtype=torch.int64), batch.cached_comments])
+    for name in ("videos", "video_ids", "entry_videos", "candidates"):
+        assert torch.equal(videos[getattr(batch.samples, name)], getattr(plain, name)), name
+    for name in ("video_comments", "comments"):
+        assert torch.equal(comments[getattr(batch.samples, name)], getattr(plain, name)), name
+    assert len(videos.unique()) == len(
+        videos
+    )  # no title stands twice: a fresh one is not read from the cache
+
+
+def test_texts_are_the_titles_tokens(dataset: Dataset) -> None:
+    batch = stream(dataset).batch(0, 0, 1)
+    assert ["".join(map(chr, text)) for text in batch.texts] == dataset.titles().take(batch.titles.tolist())
+    assert batch.tokens == sum(map(len, batch.texts))
+
+
+@pytest.mark.parametrize("number", [0, 3, 50])
+def test_two_processes_share_the_batch_of_one(dataset: Dataset, number: int) -> None:
+    whole = stream(dataset, titles=4).batch(number, 0, 1)
+    halves = [stream(dataset, titles=2).batch(number, rank, 2) for rank in range(2)]
+    assert torch.equal(torch.cat([half.titles for half in halves]), whole.titles)
+    assert torch.equal(torch.cat([half.samples.rows for half in halves]), whole.samples.rows)
+
+
+def test_a_batch_is_a_function_of_seed_and_number(dataset: Dataset) -> None:
+    again, other = stream(dataset).batch(7, 0, 1), stream(dataset, seed=1).batch(7, 0, 1)
+    assert torch.equal(stream(dataset).batch(7, 0, 1).samples.rows, again.samples.rows)
+    assert not torch.equal(other.titles, again.titles)
+
+
+def test_more_titles_than_there_are_means_all_of_them(dataset: Dataset) -> None:
+    wide = stream(dataset, titles=1000)
+    for number in range(3):
+        assert sorted(wide.batch(number, 0, 1).titles.tolist()) == sorted(
+            set(dataset.samples(Task.REC, Split.TRAIN).video.tolist())
+        )

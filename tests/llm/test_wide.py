@@ -1,0 +1,92 @@
+"""The wide recommendation loss: what it compares, what learns from it, and what the cache keeps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lsvcr.data.rank import RankData
+from lsvcr.data.rank_wide import WideBatch, WideStream
+from lsvcr.data.store import Dataset, open_dataset
+from lsvcr.data.text_bank import TextBank
+from lsvcr.llm.wide import TextStates, WideRec
+from lsvcr.models.rank import RankModel
+from lsvcr.models.sr import EmbeddingHead, SRModel
+from lsvcr.schema import Split, Task
+
+WIDTH = 12
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_data: Path) -> Dataset:
+    return open_dataset(tiny_data)
+
+
+def tables(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    made = [torch.randn(n + 1, WIDTH, generator=draw) for n in (dataset.n_videos, dataset.n_comments)]
+    for table in made:
+        table[0] = 0
+    return made[0], made[1]
+
+
+def model() -> WideRec:
+    torch.manual_seed(0)
+    sr = SRModel(text_width=8, hidden=8, inner=16, dropout=0.0, attention_dropout=0.0, max_position=6)
+    return WideRec(sr, EmbeddingHead(WIDTH, 8))
+
+
+def batch_of(dataset: Dataset) -> WideBatch:
+    bank = TextBank(dataset.titles(), dataset.contents(), lambda texts: [list(map(ord, t)) for t in texts])
+    data = RankData(dataset, Task.REC, Split.TRAIN, max_videos=6, max_entries=6)
+    return WideStream(data, bank, titles=5, per_title=3, seed=0).batch(0, 0, 1)
+
+
+def test_it_is_the_softmax_of_stage_two_among_the_titles_just_read(dataset: Dataset) -> None:
+    """With fresh states equal to the cached ones, the rows' own RankModel gives the same figure."""
+    wide, batch, (videos, comments) = model(), batch_of(dataset), tables(dataset)
+    loss = wide(videos[batch.titles], batch, TextStates(videos, comments, torch.device("cpu")))
+    whole = RankModel(
+        wide.sr, Task.REC, videos, comments, n_videos=dataset.n_videos, n_comments=dataset.n_comments, head=wide.head
+    )  # fmt: skip
+    data = RankData(dataset, Task.REC, Split.TRAIN, max_videos=6, max_entries=6)
+    samples = data.training(batch.samples.rows.numpy(), (0, 0))
+    scores = whole.user_vectors(samples) @ whole.item_vectors()[batch.titles].T / wide.sr.temperature
+    labels = batch.samples.candidates[:, 0] - 1
+    torch.testing.assert_close(loss, F.cross_entropy(scores, labels))
+
+
+def test_fresh_states_learn_and_cached_ones_do_not(dataset: Dataset) -> None:
+    batch, (videos, comments) = batch_of(dataset), tables(dataset)
+    cache = TextStates(videos, comments, torch.device("cpu"))
+    fresh = videos[batch.titles].clone().requires_grad_()
+    model()(fresh, batch, cache).backward()
+    assert fresh.grad is not None
+    assert (fresh.grad != 0).any(dim=1).all()
+    assert not cache.videos.requires_grad
+
+
+def test_a_title_in_a_history_is_the_fresh_one(dataset: Dataset) -> None:
+    """Where a title of the batch stands in a history too, its new state is what the SR model sees there."""
+    batch, (videos, comments) = batch_of(dataset), tables(dataset)
+    users = {}
+    for name, shift in (("old", 0.0), ("new", 3.0)):
+        cache = TextStates(videos, comments, torch.device("cpu"))
+        cache.videos[batch.titles] += shift  # what the cache holds of fresh titles must not matter
+        users[name] = model()(videos[batch.titles], batch, cache)
+    assert torch.equal(users["old"], users["new"])
+
+
+def test_the_cache_keeps_what_was_read_and_can_be_taken_up(dataset: Dataset) -> None:
+    videos, comments = tables(dataset)
+    cache = TextStates(videos, comments, torch.device("cpu"))
+    cache.update(torch.tensor([3, 1]), torch.ones(2, WIDTH))
+    assert (cache.videos[[1, 3]] == 1).all()
+    assert torch.equal(cache.videos[2], videos[2])
+    again = TextStates(videos, comments, torch.device("cpu"))
+    state = {**cache.state(), "other": torch.zeros(1)}
+    again.take(state)
+    assert torch.equal(again.videos, cache.videos)
+    assert list(state) == ["other"]
