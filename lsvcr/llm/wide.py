@@ -13,7 +13,7 @@ from lsvcr.models.sr import EmbeddingHead, SRModel
 from lsvcr.schema import Task
 from lsvcr.utils.distributed import gather_values, gather_with_gradient, reduce_sum, world_size
 
-_VIDEOS, _COMMENTS = "cache.videos", "cache.comments"
+_VIDEOS = "cache.videos"
 
 
 class TextStates:

@@ -51,9 +51,9 @@ def wide_batches(
         per_title=settings.wide_samples,
         seed=settings.seed,
     )
-    if len(stream) < world_size():
+    if min(len(stream), settings.wide_titles) < world_size():
         raise UserError(
-            f"--wide_titles {settings.wide_titles}: {dataset.root} has {len(stream)} target videos for "
-            f"{world_size()} processes; give 0, or fewer processes"
+            f"--wide_titles {settings.wide_titles}, {len(stream)} target videos in {dataset.root}, {world_size()} "
+            "processes: every process needs a title of its own; give more titles, or 0 for no wide batches"
         )
     return WideBatches(stream, TextStates(*untuned_states(dataset, settings), device), device)

