@@ -231,7 +231,7 @@ Next:
   source $(printf %q "$ROOT")/.venv/bin/activate
   lsvcr evaluate $OUT/aligned/Rec --data $OUT/data
       every metric of one model
-  python scripts/measure_gain.py --data $OUT/data --aligned $OUT/align --out $OUT/gain
+  python scripts/measure_gain.py --data $OUT/data --aligned $OUT/align --out $OUT/gain --config config/finetune/demo.yaml
       what stage one adds, with several seeds and both sides tuned alike
   lsvcr prepare --help
       your own data; README.md has an example
