@@ -107,9 +107,9 @@ class AlignSettings(SRSettings):
     )
     wide_titles: int = option(
         0,
-        "titles a process and micro-step reads for wide Rec batches, which need the untuned vectors; 0 = none",
+        "titles that all processes together read a micro-step for wide Rec batches (from untuned vectors); 0 = none",
     )
-    wide_samples: int = option(8, "most Rec samples that learn from a title of a wide batch at once")
+    wide_samples: int = option(8, "most Rec samples of one target title in a wide batch")
     wide_loss_weight: float = option(1.0, "weight of the wide batches' recommendation loss")
     random_positions: bool = option(True, "train on random increasing positions; False: on 0, 1, 2, ...")
     augment: bool = option(True, "show the LLM and the SR model different comments of a video")

@@ -126,33 +126,37 @@ align() {
 
 # finetune LABEL FOLDER CHECKPOINT FLAGS...: both tasks side by side, one line each; what the program says goes to a log.
 finetune() {
-    local label="$1" folder="$2" checkpoint="$3" task started=$SECONDS status=0
+    local label="$1" folder="$2" checkpoint="$3" task started=$SECONDS status=0 failed=""
     shift 3
     STEP="stage two, $label (logs: $OUT/logs/$folder-*.log)"
-    watch "$label, Rec" "$OUT/logs/$folder-Rec.log"
     for task in Rec CommRank; do
-        [ -e "$OUT/$folder/$task/metrics.json" ] || start_training "$task" "$@"
+        [ -e "$OUT/$folder/$task/metrics.json" ] || start_training "$label" "$folder" "$checkpoint" "$task" "$@"
     done
     for task in "${!JOBS[@]}"; do
-        wait "${JOBS[$task]}" || { status=$? && tail -n 15 "$OUT/logs/$folder-$task.log" >&2; }
+        wait "${JOBS[$task]}" || { status=$? && failed="$task"; }
     done
     JOBS=()
     stop_watching
-    [ "$status" -eq 0 ] || exit "$status"
+    if [ -n "$failed" ]; then
+        tail -n 15 "$OUT/logs/$folder-$failed.log" >&2
+        exit "$status"
+    fi
     for task in Rec CommRank; do
         printf '   %-28s NDCG@10 %s\n' "$label, $task" "$(ndcg "$OUT/$folder/$task/metrics.json")"
     done
     say "   $(clock $((SECONDS - started)))"
 }
 
-# start_training TASK FLAGS...: a run of `finetune`, on half of the cores, in a session of its own to be ended as a whole.
+# start_training LABEL FOLDER CHECKPOINT TASK FLAGS...: on half of the cores, in a session of its own, so that it can be
+# ended with all its processes. The first one started is the one that is watched.
 start_training() {
-    local task="$1" cores
-    shift
+    local label="$1" folder="$2" checkpoint="$3" task="$4" log="$OUT/logs/$2-$4.log" cores
+    shift 4
+    [ -n "$WATCHER" ] || watch "$label, $task" "$log"
     cores="$(nproc 2>/dev/null || echo 2)"
     OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))}" \
         setsid bash "$ROOT/scripts/finetune.sh" TASK="$task" DATASET_PATH="$OUT/data" PRETRAIN_CKPT="$checkpoint" \
-        OUTPUT_DIR="$OUT/$folder/$task" SEED="$SEED" "${STAGE_TWO[@]}" "$@" >"$OUT/logs/$folder-$task.log" 2>&1 &
+        OUTPUT_DIR="$OUT/$folder/$task" SEED="$SEED" "${STAGE_TWO[@]}" "$@" >"$log" 2>&1 &
     JOBS[$task]=$!
 }
 

@@ -67,6 +67,7 @@ class WideStream:
         self._videos, counts = np.unique(targets, return_counts=True)
         self._ends = np.cumsum(counts)
         self._starts = self._ends - counts
+        self._round, self._order = -1, np.zeros(0, dtype=np.int64)
 
     def __len__(self) -> int:
         """Titles that are the target of a sample."""
@@ -78,15 +79,16 @@ class WideStream:
         rows = np.concatenate([self._drawn(number, place) for place in mine])
         titles = self._videos[mine]
         ids = self._bank.ids([video_code(int(video)) for video in titles])
-        texts = [ids[video_code(int(video))] for video in titles]
-        return _renumbered(self._data.training(rows, (self._seed, number)), titles, texts)
+        return _renumbered(self._data.training(rows, (self._seed, number)), titles, list(ids.values()))
 
     def _places(self, number: int, rank: int, world: int) -> np.ndarray:
         """Places in `self._videos`: this process's part of the joined batch."""
         joined = min(self._titles, len(self))
         round_, turn = divmod(number, len(self) // joined)
-        order = generator(self._seed, _ORDER_STREAM, round_).permutation(len(self))
-        return np.asarray(np.array_split(order[turn * joined : (turn + 1) * joined], world)[rank])
+        if round_ != self._round:
+            self._round = round_
+            self._order = generator(self._seed, _ORDER_STREAM, round_).permutation(len(self))
+        return np.array_split(self._order[turn * joined : (turn + 1) * joined], world)[rank]
 
     def _drawn(self, number: int, place: int) -> np.ndarray:
         rows = self._rows[self._starts[place] : self._ends[place]]

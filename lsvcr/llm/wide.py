@@ -1,4 +1,7 @@
-"""The recommendation loss of a wide batch: fresh titles against one another, histories from a cache."""
+"""The recommendation loss of a wide batch: fresh titles against one another, histories from a cache.
+
+An addition to the recommendation loss of the LSVCR paper's preference alignment; docs/method.md says why.
+"""
 
 from collections.abc import MutableMapping
 
@@ -75,7 +78,7 @@ class WideRec(nn.Module):
         )
         model.train(self.training).to(fresh.device)
         users = model.user_vectors(batch.samples)
-        items = model.item_vectors()[1 : len(fresh) + 1]
+        items = self.sr.project(self.head(fresh))  # (N, d), without ids
         first = joined_rows(items)[0]
         labels = first + batch.samples.candidates[:, 0] - 1
         loss = info_nce(users, gather_with_gradient(items), labels, temperature=self.sr.temperature)

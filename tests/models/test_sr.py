@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lsvcr.models.sr import EmbeddingHead, SRModel, random_positions
+from lsvcr.models.sr import EmbeddingHead, Histories, SRModel, random_positions
 from tests.models.sr_world import (
     LENGTHS,
     N_VIDEOS,
@@ -196,6 +196,24 @@ def test_start_values_are_as_documented():
             assert value.abs().sum() == 0, name
         if "norm.weight" in name:
             assert torch.equal(value, torch.ones_like(value)), name
+
+
+@pytest.mark.parametrize("comments", [True, False])
+def test_a_fresh_user_vector_lies_near_the_titles_of_the_history(comments):
+    """Text alone could not be learned from noise: a user must resemble what they liked before any training."""
+    torch.manual_seed(0)
+    model = SRModel(text_width=32, use_comments=comments).eval()
+    nearest = 0
+    for own in range(20):
+        texts = torch.nn.functional.normalize(torch.randn(20, 32), dim=-1)
+        titles = model.project(texts)
+        history = titles[own].expand(1, 3, -1)
+        mask = torch.ones(1, 3, dtype=torch.bool)
+        ids = torch.zeros(1, 3, dtype=torch.int64)
+        empty = torch.zeros_like(history)
+        user = model.rec_vectors(Histories(history, empty, ids, mask, empty, empty, ids, ~mask))
+        nearest += int(model.scores(user, titles).argmax() == own)
+    assert nearest >= 15  # by chance 1
 
 
 def test_arguments_rebuild_the_same_model():

@@ -195,6 +195,8 @@ def single_process_runs(folder: Path, data: str) -> dict[str, Any]:
     found["other_batch"] = refused(per_device_train_batch_size=4)
     found["free_settings"] = refused(logging_steps=1, text_token_budget=99, save_steps=7)
     found["missing_config"] = refused(deepspeed="config/nowhere.json")
+    found["wide_below_zero"] = refused(wide_titles=-1)
+    found["wide_without_vectors"] = refused(wide_titles=4, resume=False)
     found["too_long_histories"] = refused(max_phis_len=60)
 
     # Accumulation: two micro-batches of 2 are one of 4, for the LM loss, which has no in-batch negatives.

@@ -99,6 +99,8 @@ def test_a_folder_of_another_run_is_refused(one: Runs) -> None:
 
 def test_wrong_settings_are_told_before_anything_is_loaded(one: Runs) -> None:
     assert "config/nowhere.json: no such file" in one[1][0]["missing_config"]
+    assert "--wide_titles: give 0 (none) or more" in one[1][0]["wide_below_zero"]
+    assert "lsvcr embed --checkpoint none" in one[1][0]["wide_without_vectors"]
     assert "--max_phis_len 60 needs --max_position 60" in one[1][0]["too_long_histories"]
 
 
