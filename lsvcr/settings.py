@@ -78,7 +78,7 @@ class AlignSettings(SRSettings):
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("cosine", "after warm-up")
     weight_decay: float = option(0.0, "AdamW weight decay")
     max_grad_norm: float = option(1.0, "clip the gradient at this norm; 0 = never")
-    bf16: bool = option(True, "compute in bfloat16")
+    bf16: bool | None = option(None, "compute in bfloat16; auto: where the processor has instructions for it")
     gradient_checkpointing: bool = option(True, "recompute activations: less memory, more time")
     deepspeed: str = option("config/ds_z2_bf16.json", "DeepSpeed configuration")
     lora: bool = option(True, "LoRA adapters; False trains only SR model and heads on the frozen LLM")
@@ -109,8 +109,13 @@ class AlignSettings(SRSettings):
         0,
         "titles that all processes together read a micro-step for wide Rec batches (from untuned vectors); 0 = none",
     )
-    wide_samples: int = option(8, "most Rec samples of one target title in a wide batch")
-    wide_loss_weight: float = option(1.0, "weight of the wide batches' recommendation loss")
+    wide_videos: int = option(
+        0,
+        "watched videos of which all processes together read up to 8 comments a micro-step for wide CommRank batches; "
+        "0 = none",
+    )
+    wide_samples: int = option(8, "most samples of one title or watched video in a wide batch")
+    wide_loss_weight: float = option(1.0, "weight of each task's wide batches")
     random_positions: bool = option(True, "train on random increasing positions; False: on 0, 1, 2, ...")
     augment: bool = option(True, "show the LLM and the SR model different comments of a video")
     save_strategy: Literal["steps", "epoch", "no"] = option("steps", "when last/ is written")
@@ -139,7 +144,7 @@ class EmbedSettings:
     text_token_budget: int = option(
         0, "tokens (padding included) of a batch; 0 = 1024 on a CPU, 16384 on a GPU"
     )
-    bf16: bool = option(True, "compute in bfloat16")
+    bf16: bool | None = option(None, "compute in bfloat16; auto: where the processor has instructions for it")
 
 
 @dataclass
@@ -177,6 +182,9 @@ class RankSettings(SRSettings):
     max_phis_len: int = option(50, "latest videos of the video history")
     max_chis_len: int = option(50, "latest entries of the comment history")
     neg_comment_num: int = option(19, "CommRank: negatives of one positive")
+    fill_up_comments: bool = option(
+        True, "CommRank: where a video has too few comments, those of other videos are negatives too"
+    )
     neg_video_num: int = option(0, "Rec: sampled negatives; 0 = softmax over the whole catalogue")
     id_text_loss_weight: float = option(0.1, "weight of the id-text contrast")
     id_text_negatives: int = option(99, "sampled negatives of the id-text contrast")

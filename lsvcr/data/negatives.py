@@ -13,17 +13,17 @@ _WIDTH = 64
 def comment_negatives(
     keys: tuple[int, ...], rows: np.ndarray, positives: Spans, own: Spans, k: int, n_comments: int
 ) -> np.ndarray:
-    """K distinct comments a row that are none of its positives: of its video, then of any video.
+    """K distinct comments a row that are none of its positives: of its video, then of any video or of none.
 
     Args:
         keys: (seed, epoch, purpose); with `rows` (B,) they name each row's random stream.
         positives: comments a row must not get.
         own: comments of the row's video.
         k: K.
-        n_comments: comments are 1 .. n_comments.
+        n_comments: comments are 1 .. n_comments; 0 = no row gets comments of other videos.
 
     Returns:
-        (B, K) int64; 0 where the whole dataset has too few.
+        (B, K) int64; 0 where there are too few.
     """
     place, near = _places((*keys, 0), rows, own.counts, max(_WIDTH, 4 * k))
     nearby = np.zeros_like(place)

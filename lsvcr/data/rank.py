@@ -69,12 +69,21 @@ class RankData:
         max_videos: latest videos of the video history.
         max_entries: latest entries of the comment history. An entry is all that the user did with the comments of
             one video in one visit; a visit that the sample's cut goes through shows what lies before it.
+        fill_up: CommRank: where a video has too few comments, those of other videos are negatives too.
     """
 
     def __init__(
-        self, dataset: "Dataset", task: Task, split: Split, *, max_videos: int = 50, max_entries: int = 50
+        self,
+        dataset: "Dataset",
+        task: Task,
+        split: Split,
+        *,
+        max_videos: int = 50,
+        max_entries: int = 50,
+        fill_up: bool = True,
     ) -> None:
         self.dataset, self.task, self.split = dataset, task, split
+        self.fill_up = fill_up
         self.max_videos, self.max_entries = max_videos, max_entries
         self.samples = dataset.samples(task, split)
 
@@ -91,8 +100,8 @@ class RankData:
         Args:
             rows: (B,) sample numbers.
             keys: (seed, epoch); with a sample's number they determine what it draws.
-            negatives: K. CommRank: a row's own, of the same video, topped up from all comments. Rec: drawn from
-                all videos for the batch as a whole, so a draw may be a row's target.
+            negatives: K. CommRank: a row's own, of the same video, filled up (`fill_up`) from all comments. Rec:
+                drawn from all videos for the batch as a whole, so a draw may be a row's target.
         """
         spans = self.positives(rows)
         positive = _at(spans, integers((*keys, _POSITIVE), rows, 1, spans.counts[:, None]))
@@ -102,7 +111,8 @@ class RankData:
             shared = integers(purpose, rows[:1], negatives, self.dataset.n_videos)[0] + 1
             return self._batch(rows, keys, positive, shared)
         own = self.video_comments(rows)
-        drawn = comment_negatives(purpose, rows, spans, own, negatives, self.dataset.n_comments)
+        everywhere = self.dataset.n_comments if self.fill_up else 0
+        drawn = comment_negatives(purpose, rows, spans, own, negatives, everywhere)
         return self._batch(rows, keys, np.concatenate([positive, drawn], axis=1), np.zeros(0))
 
     def positives(self, rows: np.ndarray) -> Spans:

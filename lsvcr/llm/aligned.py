@@ -12,7 +12,7 @@ from lsvcr.data.align import AlignBatch
 from lsvcr.data.rank_wide import WideBatch
 from lsvcr.llm.encoder import encode
 from lsvcr.llm.families import backbone, output_head, unwrap
-from lsvcr.llm.wide import TextStates, WideRec
+from lsvcr.llm.wide import TextStates, WideLoss, wide_name
 from lsvcr.losses.alignment import behaviour_contrast, preference_contrast, recommendation_contrast
 from lsvcr.models.sr import EmbeddingHead, Histories, Positions, SRModel, random_positions
 from lsvcr.nn.ragged import segment_mean
@@ -103,8 +103,8 @@ class AlignedModel(nn.Module):
         heads: trained in full; computed in float32 whatever the precision its parameters are kept in.
         pad_id: fills text batches.
         text_token_budget: tokens of one text batch, padding included.
-        weights: of the losses `lm`, `rec` and `contrast` (published: 1, 1, 0.5), and of `wide` where there are wide
-            batches.
+        weights: of the losses `lm`, `rec` and `contrast` (published: 1, 1, 0.5), and of `wide_rec` and
+            `wide_comm_rank` where there are wide batches.
     """
 
     def __init__(
@@ -125,25 +125,27 @@ class AlignedModel(nn.Module):
         self,
         batch: AlignBatch,
         positions: Positions | None,
-        wide: WideBatch | None = None,
+        wide: Sequence[WideBatch] = (),
         cache: TextStates | None = None,
     ) -> dict[str, Tensor]:
         """Losses of a batch by name, `loss` their weighted sum; see `losses` and `wide_loss`."""
         parts = self.losses(self.vectors(batch, positions), batch)
-        if wide is None or cache is None:
-            return parts
-        parts["wide"] = self.wide_loss(wide, cache)
-        return {**parts, "loss": parts["loss"] + self._weights["wide"] * parts["wide"]}
+        for part in wide:
+            assert cache is not None
+            name = wide_name(part.task)
+            parts[name] = self.wide_loss(part, cache)
+            parts["loss"] = parts["loss"] + self._weights[name] * parts[name]
+        return parts
 
     def wide_loss(self, batch: WideBatch, cache: TextStates) -> Tensor:
-        """Recommendation loss of many samples on few titles (`WideRec`); the cache learns the titles' new states."""
+        """Ranking loss of many samples on few texts (`WideLoss`); the cache learns the texts' new states."""
         fresh = self.pooled(batch.texts)
         exact = {
             name: value for name, value in self._exact_heads().items() if not name.startswith("contrast.")
         }
-        wide = WideRec(self.heads.sr, self.heads.head)
+        wide = WideLoss(self.heads.sr, self.heads.head)
         loss: Tensor = torch.func.functional_call(wide.train(self.training), exact, (fresh, batch, cache))
-        cache.update(batch.titles, fresh)
+        cache.update(batch, fresh)
         return loss
 
     def vectors(self, batch: AlignBatch, positions: Positions | None) -> Vectors:

@@ -1,4 +1,4 @@
-"""The recommendation loss of a wide batch: fresh titles against one another, histories from a cache.
+"""The losses of wide batches: fresh texts against one another, histories from a cache.
 
 An addition to the recommendation loss of the LSVCR paper's preference alignment; docs/method.md says why.
 """
@@ -16,7 +16,12 @@ from lsvcr.models.sr import EmbeddingHead, SRModel
 from lsvcr.schema import Task
 from lsvcr.utils.distributed import gather_values, gather_with_gradient, reduce_sum, world_size
 
-_VIDEOS = "cache.videos"
+_CACHE = {Task.REC: "cache.videos", Task.COMM_RANK: "cache.comments"}
+
+
+def wide_name(task: Task) -> str:
+    """Name of the loss part of a task's wide batches."""
+    return f"wide_{task.value}"
 
 
 class TextStates:
@@ -30,25 +35,30 @@ class TextStates:
 
     def __init__(self, videos: Tensor, comments: Tensor, device: torch.device) -> None:
         self.videos = videos.to(device, torch.float32, copy=True)
-        self.comments = comments.to(device, torch.float32)
+        self.comments = comments.to(device, torch.float32, copy=True)
 
-    def update(self, titles: Tensor, states: Tensor) -> None:
-        """Keep the states (N, h) of `titles` (N,) of every process."""
-        self.videos[gather_values(titles)] = gather_values(states.detach().float())
+    def update(self, batch: WideBatch, states: Tensor) -> None:
+        """Keep the states (N, h) of every process's fresh texts."""
+        self._of(batch.task)[gather_values(batch.fresh)] = gather_values(states.detach().float())
 
     def state(self) -> dict[str, Tensor]:
-        """What a continued run needs: titles change, comments do not."""
-        return {_VIDEOS: self.videos.cpu()}
+        """What a continued run needs."""
+        return {name: self._of(task).cpu() for task, name in _CACHE.items()}
 
     def take(self, state: MutableMapping[str, Tensor]) -> None:
         """Take back, out of `state`, what `state()` gave."""
-        self.videos.copy_(state.pop(_VIDEOS))
+        for task, name in _CACHE.items():
+            self._of(task).copy_(state.pop(name))
+
+    def _of(self, task: Task) -> Tensor:
+        return self.videos if task is Task.REC else self.comments
 
 
-class WideRec(nn.Module):
-    """InfoNCE of each sample's target among the fresh titles of all processes.
+class WideLoss(nn.Module):
+    """Rec: InfoNCE of each sample's target among the fresh titles of all processes. CommRank: cross-entropy of a liked
+    comment among fresh comments of the same video.
 
-    Only titles of the same step are compared: a title that the LLM has just read differs from a cached one in more
+    Only texts of the same step are compared: one that the LLM has just read differs from a cached one in more
     than its content, and a softmax over both would learn to tell which is which.
     """
 
@@ -60,27 +70,38 @@ class WideRec(nn.Module):
         """Scalar; its mean over processes is the mean over all samples of the joined batch.
 
         Args:
-            fresh: (N, h) pooled states of `batch.titles`.
+            fresh: (N, h) pooled states of `batch.fresh`.
             batch: on the device of the cache.
             cache: of all texts.
         """
+        model = self._model(fresh, batch, cache)
+        if batch.task is Task.REC:
+            loss = self._among_titles(model.user_vectors(batch.samples), fresh, batch)
+        else:
+            loss = model.training_loss(batch.samples)["ranking"]
+        rows = torch.tensor(float(len(batch.samples)), device=fresh.device)
+        return loss * rows * world_size() / reduce_sum(rows)
+
+    def _model(self, fresh: Tensor, batch: WideBatch, cache: TextStates) -> RankModel:
+        """Stage two's model, without ids, on the texts of the batch."""
         nothing = fresh.new_zeros(1, fresh.shape[1])
-        videos = torch.cat([nothing, fresh, cache.videos[batch.cached_videos]])
-        comments = torch.cat([nothing, cache.comments[batch.cached_comments]])
+        videos, comments = cache.videos[batch.cached_videos], cache.comments[batch.cached_comments]
+        is_rec = batch.task is Task.REC
+        videos = torch.cat([nothing, fresh, videos] if is_rec else [nothing, videos])
+        comments = torch.cat([nothing, comments] if is_rec else [nothing, fresh, comments])
         model = RankModel(
             self.sr,
-            Task.REC,
+            batch.task,
             videos,
             comments,
             n_videos=len(videos) - 1,
             n_comments=len(comments) - 1,
             head=self.head,
         )
-        model.train(self.training).to(fresh.device)
-        users = model.user_vectors(batch.samples)
+        return model.train(self.training).to(fresh.device)
+
+    def _among_titles(self, users: Tensor, fresh: Tensor, batch: WideBatch) -> Tensor:
         items = self.sr.project(self.head(fresh))  # (N, d), without ids
         first = joined_rows(items)[0]
         labels = first + batch.samples.candidates[:, 0] - 1
-        loss = info_nce(users, gather_with_gradient(items), labels, temperature=self.sr.temperature)
-        rows = torch.tensor(float(len(users)), device=fresh.device)
-        return loss * rows * world_size() / reduce_sum(rows)
+        return info_nce(users, gather_with_gradient(items), labels, temperature=self.sr.temperature)

@@ -114,8 +114,8 @@ class SRModel(nn.Module):
         use_text: False makes every text vector zero.
         use_comments: False ignores the comment history and the videos' comments.
 
-    Initialisation: linears and tables N(0, 0.02^2), biases 0, padding rows 0, LayerNorm identity, gate 1. An entry
-    starts as its title and a joined state as its own history's: see `_start_as_average`.
+    Initialisation: linears and tables N(0, 0.02^2), biases 0, padding rows 0, LayerNorm identity, gate 1; on top of
+    that a fresh user vector lies near what is in the user's history: see `_start_as_average`.
 
     Raises:
         ValueError: if neither text nor video ids are left, or `hidden` is no multiple of `heads`.
@@ -175,14 +175,19 @@ class SRModel(nn.Module):
 
     @torch.no_grad()
     def _start_as_average(self) -> None:
-        """Add the identity where titles and own states pass, so that a fresh user vector lies near the user's videos.
+        """Add the identity where texts and own states pass, so that a fresh user vector lies near the user's history.
 
         From noise alone, text has to find its way through three products of small random matrices before a user
         scores what resembles their history; on text vectors of a language model that took longer than
-        learning every video's popularity, and training ended there (docs/log.md).
+        learning every video's popularity, and training ended there (docs/log.md). An entry starts as title + comment,
+        a joined state as its own history's, the answer to CommRank's question as the mean of the comment states.
         """
-        for joint in (self.merge, self.video_join, self.comment_join):
-            joint.weight[:, : self.hidden] += torch.eye(self.hidden)
+        same = torch.eye(self.hidden)
+        self.merge.weight += torch.cat([same, same], dim=1)
+        for joint in (self.video_join, self.comment_join):
+            joint.weight[:, : self.hidden] += same
+        for part in (self.comm_rank_attention.value, self.comm_rank_attention.output):
+            part.weight += same
 
     def project(self, text: Tensor) -> Tensor:
         """The adapter: text vectors (..., e) -> (..., d). Zero rows stay zero; all rows are without text."""

@@ -18,6 +18,7 @@ from lsvcr.data.align import AlignBatch, micro_batches, training_loader
 from lsvcr.data.rank_wide import WideBatch
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.llm.aligned import draw_positions
+from lsvcr.llm.wide import wide_name
 from lsvcr.schema import BEST_DIR, FORMAT_VERSION, LAST_DIR
 from lsvcr.settings import AlignSettings
 from lsvcr.training.align_build import AlignParts, build, check_settings, make_plan, parameter_groups
@@ -40,12 +41,11 @@ from lsvcr.training.wide import wide_batches
 from lsvcr.utils.distributed import barrier, broadcast_object, is_main, rank, reduce_sum, world_size
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.logging import MetricsWriter, get_logger, progress
+from lsvcr.utils.precision import wants_bf16
 from lsvcr.utils.seeding import seed_everything
 
 _DROPOUT_STREAM = 42
 PARTS = ("loss", "lm", "rec", "behaviour", "preference")
-WIDE = "wide"
-"""Loss part of the wide batches, where there are any."""
 
 logger = get_logger(__name__)
 
@@ -59,8 +59,10 @@ def align(settings: AlignSettings) -> Path:
     Raises:
         UserError: settings, data, LLM or an earlier run in the folder do not fit, or the loss is not finite.
     """
+    bf16 = wants_bf16(settings.bf16)
+    settings = dataclasses.replace(settings, bf16=bf16)  # so that the manifest says which
     check_settings(settings)
-    config = read_config(settings.deepspeed, bf16=settings.bf16)
+    config = read_config(settings.deepspeed, bf16=bf16)
     with process_group() as device:
         dataset = open_dataset(settings.data_path)
         parts = build(settings, dataset)
@@ -94,7 +96,7 @@ class AlignTrainer:
         self._plan = make_plan(settings, len(parts.samples), world_size())
         self._run = Path(settings.output_dir)
         self._wide = wide_batches(settings, dataset, parts, device)
-        self._names = (*PARTS, WIDE) if self._wide else PARTS
+        self._names = (*PARTS, *(wide_name(task) for task in (self._wide.tasks if self._wide else ())))
         self._best: float | None = None
         self._figures: dict[str, float] = {}
         self._seconds = 0.0
@@ -137,15 +139,15 @@ class AlignTrainer:
         set_learning_rate(self._engine, self._rate_factor(step))
         for micro in range(step * self._plan.accumulation, (step + 1) * self._plan.accumulation):
             batch = next(batches).to(self._device)
-            wide = self._wide.batch(micro) if self._wide else None
+            wide = self._wide.batches(micro) if self._wide else []
             losses = self._losses(batch, micro, wide)
             self._engine.backward(losses["loss"])
             self._engine.step()
-            window.add(losses, batch.tokens + (wide.tokens if wide else 0))
+            window.add(losses, batch.tokens + sum(part.tokens for part in wide))
         window.seconds += time.monotonic() - started
         window.norm = float(self._engine.get_global_grad_norm() or 0.0)
 
-    def _losses(self, batch: AlignBatch, micro: int, wide: WideBatch | None) -> dict[str, Tensor]:
+    def _losses(self, batch: AlignBatch, micro: int, wide: list[WideBatch]) -> dict[str, Tensor]:
         settings = self._settings
         seed_everything(settings.seed, _DROPOUT_STREAM, micro, rank())
         longest = (settings.max_phis_len, settings.max_chis_len)

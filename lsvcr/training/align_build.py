@@ -16,12 +16,14 @@ from lsvcr.llm.aligned import AlignedHeads, AlignedModel, enable_checkpointing
 from lsvcr.llm.encoder import tokenize
 from lsvcr.llm.loading import hidden_size, load_llm
 from lsvcr.llm.lora import add_lora
+from lsvcr.llm.wide import wide_name
 from lsvcr.models.sr import SRModel
 from lsvcr.schema import Split, Task
 from lsvcr.settings import AlignSettings
 from lsvcr.training.align_eval import AlignEvaluator
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.logging import get_logger
+from lsvcr.utils.precision import compute_dtype
 from lsvcr.utils.seeding import seed_everything
 
 _INIT_STREAM = 41
@@ -73,8 +75,8 @@ def check_settings(settings: AlignSettings) -> None:
             )
     if settings.hidden % settings.heads:
         raise UserError(f"--hidden {settings.hidden} must be a multiple of --heads {settings.heads}")
-    if settings.wide_titles < 0 or settings.wide_samples < 1:
-        raise UserError("--wide_titles: give 0 (none) or more, --wide_samples 1 or more")
+    if min(settings.wide_titles, settings.wide_videos) < 0 or settings.wide_samples < 1:
+        raise UserError("--wide_titles, --wide_videos: give 0 (none) or more; --wide_samples 1 or more")
     if settings.save_strategy == "steps" and settings.save_steps < 1:
         raise UserError(f"--save_steps {settings.save_steps}: give 1 or more, or --save_strategy no")
     if settings.max_steps <= 0 and settings.num_train_epochs <= 0:
@@ -107,7 +109,7 @@ def build(settings: AlignSettings, dataset: Dataset) -> AlignParts:
     Raises:
         UserError: settings, data and LLM do not fit one another.
     """
-    dtype = torch.bfloat16 if settings.bf16 else torch.float32
+    dtype = compute_dtype(settings.bf16)
     samples = _samples(settings, dataset, Split.TRAIN)
     llm, tokenizer = load_llm(settings.model_name_or_path, dtype=dtype, llm_layers=settings.llm_layers)
     cut = partial(tokenize, tokenizer, max_tokens=settings.max_text_length)
@@ -225,6 +227,6 @@ def _model(settings: AlignSettings, llm: Any, pad_id: int) -> AlignedModel:
             "lm": settings.lm_loss_weight,
             "rec": settings.rec_loss_weight,
             "contrast": settings.contrast_loss_weight,
-            "wide": settings.wide_loss_weight,
+            **{wide_name(task): settings.wide_loss_weight for task in Task},
         },
     )

@@ -21,6 +21,7 @@ from lsvcr.settings import EmbedSettings
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import sha256_file
 from lsvcr.utils.logging import get_logger
+from lsvcr.utils.precision import compute_dtype
 
 NO_CHECKPOINT = "none"
 STAGE_ONE_KIND = "stage-one"
@@ -106,16 +107,17 @@ def load_embedder(settings: EmbedSettings, source: Path | None) -> Embedder:
     Raises:
         UserError: something does not load, or does not fit together.
     """
+    dtype = compute_dtype(settings.bf16)
     if source is None:
         if not settings.model_name_or_path:
             raise UserError("name the LLM with --model_name_or_path, or a stage-one run with --checkpoint")
-        loaded = load_llm(settings.model_name_or_path, dtype=_dtype(settings), llm_layers=settings.llm_layers)
+        loaded = load_llm(settings.model_name_or_path, dtype=dtype, llm_layers=settings.llm_layers)
         return _embedder(settings, *loaded, head=None, parent=None, trained_length=0)
     tensors, manifest = checkpoints.load(source)
     _check_files(source, manifest)
     trained = _stage_one_settings(source, manifest)
     name = settings.model_name_or_path or trained["model_name_or_path"]
-    model, tokenizer = load_llm(name, dtype=_dtype(settings), llm_layers=trained["llm_layers"])
+    model, tokenizer = load_llm(name, dtype=dtype, llm_layers=trained["llm_layers"])
     head = _load_head(source, tensors, hidden_size(model))
     if (source / ADAPTER_DIR).is_dir():
         model = load_adapter(model, source / ADAPTER_DIR)
@@ -149,7 +151,7 @@ def _embedder(
         "llm_layers": n_layers(unwrap(model).config),
         "parent": parent,
         "max_text_length": length,
-        "dtype": str(_dtype(settings)).removeprefix("torch."),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "versions": {
             "lsvcr": lsvcr.__version__,
             "torch": torch.__version__,
@@ -193,10 +195,6 @@ def _load_head(source: Path, tensors: dict[str, Tensor], llm_width: int) -> Embe
     head = EmbeddingHead(llm_width, int(own["outer.weight"].shape[0]))
     checkpoints.load_into(head, own, source=f"the embedding head in {source}")
     return head
-
-
-def _dtype(settings: EmbedSettings) -> torch.dtype:
-    return torch.bfloat16 if settings.bf16 else torch.float32
 
 
 def _device() -> torch.device:

@@ -25,7 +25,7 @@ from lsvcr.utils.seeding import generator, seed_everything
 
 _DROPOUT_STREAM = 51
 _MIX_STREAM = 52
-_BATCH = 256
+_BATCH = 128
 _NEGATIVE_COMMENTS = 19
 _WEIGHT_DECAY = 1e-5
 
@@ -35,7 +35,7 @@ logger = get_logger(__name__)
 def head_start(heads: AlignedHeads, dataset: Dataset, settings: AlignSettings) -> None:
     """Train `heads.sr` and `heads.head` in place for `settings.head_start_epochs`; the same on every process.
 
-    The loss is stage two's: softmax over all videos (Rec), over the comments of the watched video (CommRank).
+    The loss is stage two's: softmax over all videos (Rec), over comments of the watched video alone (CommRank).
 
     Args:
         heads: float32, on the CPU or a GPU, with the same weights on every process.
@@ -50,7 +50,12 @@ def head_start(heads: AlignedHeads, dataset: Dataset, settings: AlignSettings) -
     models = {task: _model(heads, task, dataset, tables) for task in tasks}
     data = {
         task: RankData(
-            dataset, task, Split.TRAIN, max_videos=settings.max_position, max_entries=settings.max_position
+            dataset,
+            task,
+            Split.TRAIN,
+            max_videos=settings.max_position,
+            max_entries=settings.max_position,
+            fill_up=False,
         )
         for task in tasks
     }

@@ -59,6 +59,7 @@ class Setup:
             split,
             max_videos=self.settings.max_phis_len,
             max_entries=self.settings.max_chis_len,
+            fill_up=self.settings.fill_up_comments,
         )
 
     @property

@@ -1,4 +1,6 @@
-"""Wide Rec batches in the stage-one loop: which ones this process takes, and the cache they read."""
+"""Wide batches in the stage-one loop: which ones this process takes, and the cache they read."""
+
+from collections.abc import Sequence
 
 import torch
 
@@ -13,22 +15,29 @@ from lsvcr.training.untuned import untuned_states
 from lsvcr.utils.distributed import rank, world_size
 from lsvcr.utils.errors import UserError
 
+_FLAGS = {Task.REC: "wide_titles", Task.COMM_RANK: "wide_videos"}
+
 
 class WideBatches:
     """The wide batches of this process.
 
     Args:
-        stream: of all processes.
+        streams: of all processes, one a task.
         cache: the states of all texts.
         device: where batches go.
     """
 
-    def __init__(self, stream: WideStream, cache: TextStates, device: torch.device) -> None:
-        self._stream, self.cache, self._device = stream, cache, device
+    def __init__(self, streams: Sequence[WideStream], cache: TextStates, device: torch.device) -> None:
+        self._streams, self.cache, self._device = streams, cache, device
 
-    def batch(self, number: int) -> WideBatch:
-        """This process's part of the joined batch `number`."""
-        return self._stream.batch(number, rank(), world_size()).to(self._device)
+    @property
+    def tasks(self) -> list[Task]:
+        """Which tasks have wide batches."""
+        return [stream.task for stream in self._streams]
+
+    def batches(self, number: int) -> list[WideBatch]:
+        """This process's part of each joined batch `number`."""
+        return [stream.batch(number, rank(), world_size()).to(self._device) for stream in self._streams]
 
 
 def wide_batches(
@@ -37,23 +46,31 @@ def wide_batches(
     """What `settings` ask for; None without wide batches.
 
     Raises:
-        UserError: the untuned vectors are missing or of another LLM, or there are fewer titles than processes.
+        UserError: the untuned vectors are missing or of another LLM, or a process would have no part.
     """
-    if not settings.wide_titles:
-        return None
-    data = RankData(
-        dataset, Task.REC, Split.TRAIN, max_videos=settings.max_position, max_entries=settings.max_position
+    streams = [
+        _stream(settings, dataset, parts, task) for task, flag in _FLAGS.items() if getattr(settings, flag)
+    ]
+    return (
+        WideBatches(streams, TextStates(*untuned_states(dataset, settings), device), device)
+        if streams
+        else None
     )
+
+
+def _stream(settings: AlignSettings, dataset: Dataset, parts: AlignParts, task: Task) -> WideStream:
+    longest = settings.max_position
+    wanted: int = getattr(settings, _FLAGS[task])
     stream = WideStream(
-        data,
+        RankData(dataset, task, Split.TRAIN, max_videos=longest, max_entries=longest),
         parts.collator.bank,
-        titles=settings.wide_titles,
-        per_title=settings.wide_samples,
+        groups=wanted,
+        per_group=settings.wide_samples,
         seed=settings.seed,
     )
-    if min(len(stream), settings.wide_titles) < world_size():
+    if min(len(stream), wanted) < world_size():
         raise UserError(
-            f"--wide_titles {settings.wide_titles}, {len(stream)} target videos in {dataset.root}, {world_size()} "
-            "processes: every process needs a title of its own; give more titles, or 0 for no wide batches"
+            f"--{_FLAGS[task]} {wanted}, {len(stream)} videos to learn from in {dataset.root}, {world_size()} "
+            "processes: every process needs one of its own; give more, or 0 for no wide batches of this task"
         )
-    return WideBatches(stream, TextStates(*untuned_states(dataset, settings), device), device)
+    return stream

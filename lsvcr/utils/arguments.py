@@ -19,8 +19,15 @@ T = TypeVar("T")
 
 _TRUE = {"true", "1", "yes", "on"}
 _FALSE = {"false", "0", "no", "off"}
+_AUTO = "auto"
 _CONFIG = "config"
-_KIND_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+_KIND_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    bool | None: "True, False or auto",
+    str: "a text",
+}
 
 
 def parse_settings(
@@ -34,7 +41,7 @@ def parse_settings(
     """Build `cls` from its defaults, then `--config FILE`, then flags; the later wins.
 
     Args:
-        cls: a dataclass with int, float, str, bool and Literal fields (`lsvcr.settings`).
+        cls: a dataclass with int, float, str, bool, `bool | None` and Literal fields (`lsvcr.settings`).
         argv: arguments without the program's name: `--field value`, `--field=value`, `--flag` for True,
             `--config file.yaml`, `--help`. Dashes and underscores in a flag are the same.
         prog: what a user typed to get here, for messages and `--help`.
@@ -82,7 +89,13 @@ def convert(value: Any, kind: Any, name: str) -> Any:
     """
     if get_origin(kind) is Literal:
         return _choice(value, get_args(kind), name)
-    readers: dict[Any, Callable[[Any], Any]] = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}
+    readers: dict[Any, Callable[[Any], Any]] = {
+        bool: _to_bool,
+        bool | None: _to_bool_or_auto,
+        int: _to_int,
+        float: _to_float,
+        str: _to_str,
+    }
     if kind not in readers:
         raise TypeError(f"field {name} has type {kind}, which no flag can express")
     try:
@@ -180,7 +193,7 @@ def _split_flags(
             raise UserError(f"unknown flag --{name}; {_suggest_flag(name, kinds)}{hint}")
         if equals:
             value: Any = text
-        elif kinds.get(name) is bool and _is_bare(words, places):
+        elif kinds.get(name) in (bool, bool | None) and _is_bare(words, places):
             value = True
         elif not words or words[0].startswith("--"):
             raise UserError(f"flag --{name} needs a value; {hint}")
@@ -224,6 +237,10 @@ def _to_bool(value: Any) -> bool:
     return word in _TRUE
 
 
+def _to_bool_or_auto(value: Any) -> bool | None:
+    return None if value is None or str(value).lower() == _AUTO else _to_bool(value)
+
+
 def _to_int(value: Any) -> int:
     if isinstance(value, bool):
         raise ValueError(value)
@@ -263,12 +280,14 @@ def _own_first(cls: type) -> list[Any]:
 def _kind_label(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "|".join(str(choice) for choice in get_args(kind))
-    return {int: "N", float: "X", bool: "True|False", str: "TEXT"}.get(kind, "VALUE")
+    return {int: "N", float: "X", bool: "True|False", bool | None: "True|False|auto", str: "TEXT"}.get(
+        kind, "VALUE"
+    )
 
 
 def _field_help(field: Any) -> str:
     default = field.default
     if default is dataclasses.MISSING:
         return str(field.metadata.get("help", ""))
-    shown = '""' if default == "" else default
+    shown = {"": '""', None: _AUTO}.get(default, default)
     return f"{field.metadata.get('help', '')} (default {shown})"

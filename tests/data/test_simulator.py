@@ -130,15 +130,15 @@ def test_proportions_are_those_of_a_sparse_platform(demo: Path) -> None:
     counts = videos.select("video_id").join(liked["video_id"].value_counts(), on="video_id", how="left")
     likes = np.sort(counts["count"].fill_null(0).to_numpy())[::-1]
     assert (likes < 5).mean() >= 0.4
-    assert 10 <= len(liked) / 1_500 <= 18
+    assert 10 <= len(liked) / PRESETS["demo"].users <= 18
     assert 1.5 <= (inter.height - len(liked)) / len(liked) <= 4
     head = np.arange(20, 400)
     slope = np.polyfit(np.log(head + 1), np.log(likes[head]), 1)[0]
     assert -1.5 < slope < -0.5
     comments = table(demo, "comment_features.csv")["video_id"].value_counts()["count"].to_numpy()
     assert np.quantile(comments, 0.1) <= 4
-    assert 30 <= comments.max() <= 40
-    assert 8 <= table(demo, "user_comment_inter.csv").height / 1_500 <= 12
+    assert comments.max() == PRESETS["demo"].shape.comments_most
+    assert 8 <= table(demo, "user_comment_inter.csv").height / PRESETS["demo"].users <= 12
 
 
 def test_most_telling_words_stand_in_few_titles(demo: Path) -> None:

@@ -216,6 +216,23 @@ def test_a_fresh_user_vector_lies_near_the_titles_of_the_history(comments):
     assert nearest >= 15  # by chance 1
 
 
+def test_a_fresh_user_vector_for_comments_lies_near_the_comments_of_the_history():
+    torch.manual_seed(0)
+    model = SRModel(text_width=32).eval()
+    nearest = 0
+    for own in range(20):
+        contents = model.project(torch.nn.functional.normalize(torch.randn(20, 32), dim=-1))
+        title = model.project(torch.nn.functional.normalize(torch.randn(1, 32), dim=-1))
+        history = contents[own].expand(1, 3, -1)
+        mask = torch.ones(1, 3, dtype=torch.bool)
+        ids = torch.zeros(1, 3, dtype=torch.int64)
+        empty = torch.zeros_like(history)
+        histories = Histories(empty, empty, ids, ~mask, title.expand(1, 3, -1), history, ids, mask)
+        user = model.comm_rank_vectors(histories, title)
+        nearest += int(model.scores(user, contents).argmax() == own)
+    assert nearest >= 10  # by chance 1
+
+
 def test_arguments_rebuild_the_same_model():
     model = SRModel(hidden=16, heads=4, n_videos=3, use_comments=False)
     again = SRModel(**model.arguments)

@@ -106,7 +106,7 @@ def straight_and_cut(folder: Path, data: str) -> dict[str, Any]:
     """
     from lsvcr.training.align import align
 
-    wide = {"wide_titles": 4, "head_start_vectors": str(untuned_vectors(folder, data))}
+    wide = {"wide_titles": 4, "wide_videos": 3, "head_start_vectors": str(untuned_vectors(folder, data))}
     align(settings(data, folder / "straight", **wide))
     undo = stop_before(3)
     with suppress(Stopped):
@@ -134,7 +134,7 @@ def first_gradients(folder: Path, data: str) -> dict[str, Any]:
 
     batch = 6 // world_size()
     own = settings(
-        data, folder, bf16=False, text_token_budget=200, wide_titles=4, wide_samples=2,
+        data, folder, bf16=False, text_token_budget=200, wide_titles=4, wide_videos=4, wide_samples=2,
         head_start_vectors=str(untuned_vectors(folder, data)), **NO_DROPOUT,
     )  # fmt: skip
     with process_group() as device:
@@ -155,9 +155,9 @@ def first_gradients(folder: Path, data: str) -> dict[str, Any]:
         mine = parts.collator(joined[rank() * batch : (rank() + 1) * batch])
         wide = wide_batches(own, open_dataset(data), parts, device)
         assert wide is not None
-        before = wide.cache.videos.clone()
+        before = [wide.cache.videos.clone(), wide.cache.comments.clone()]
         positions = draw_positions(mine, (4, 4), own.max_position, 0, 0)
-        losses = engine(mine, positions, wide.batch(0), wide.cache)
+        losses = engine(mine, positions, wide.batches(0), wide.cache)
         engine.backward(losses["loss"])
         means = {name: float(reduce_sum(value.detach()) / world_size()) for name, value in losses.items()}
         gradients = {name: safe_get_full_grad(p).clone() for name, p in trainable(engine.module).items()}
@@ -166,8 +166,11 @@ def first_gradients(folder: Path, data: str) -> dict[str, Any]:
         "gradients": gradients,
         "texts": len(mine.texts),
         "tasks": mine.is_rec.tolist(),
-        "cache": wide.cache.videos,
-        "read": int((wide.cache.videos != before).any(dim=1).sum()),
+        "cache": [wide.cache.videos, wide.cache.comments],
+        "read": [
+            int((now != then).any(dim=1).sum())
+            for now, then in zip((wide.cache.videos, wide.cache.comments), before, strict=True)
+        ],
     }
 
 

@@ -36,6 +36,7 @@ class Example(Base):
     name: str = option("a", "what it is called")
     swift: bool = option(False, "whether to hurry")
     mode: Literal["steps", "epoch", "no"] = option("steps", "when")
+    short: bool | None = option(None, "whether to be brief")
 
 
 def parse(*words: str, **more) -> Example:
@@ -58,6 +59,9 @@ def test_no_flags_give_the_defaults():
         (["--name="], "name", ""),
         (["--name", "--x"][:1] + [""], "name", ""),
         (["--swift"], "swift", True),
+        (["--short"], "short", True),
+        (["--short", "False"], "short", False),
+        (["--short", "auto"], "short", None),
         (["--swift", "True"], "swift", True),
         (["--swift", "1"], "swift", True),
         (["--swift=false"], "swift", False),

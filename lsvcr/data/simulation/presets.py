@@ -19,13 +19,16 @@ class Shape:
     Weights are relative probabilities; `_share` fields are probabilities.
     """
 
-    popularity_slope: float = 0.95
+    popularity_slope: float = 0.8
     popularity_shift: float = 12.0
     freshness_days: float = 1e6
     new_share: float = 0.25
     second_topic_share: float = 0.10
     second_topic_weight: float = 0.35
     decoy_share: float = 0.08
+    comments_least: float = 0.5
+    comments_most: float = 60.0
+    comments_spread: float = 1.0
     comment_slope: float = 0.3
     comment_reach: float = 0.6
     comment_topic_spill: float = 0.3
@@ -75,7 +78,7 @@ PRESETS = {
         unliked=1.5,
         shape=Shape(popularity_shift=3.0),
     ),
-    "demo": Preset(users=1_500, videos=3_000, comments=12_000, likes=16.0, entries=6.5, unliked=2.5),
+    "demo": Preset(users=2_000, videos=4_000, comments=9_000, likes=11.0, entries=6.5, unliked=2.5),
     "large": Preset(
         users=200_000,
         videos=100_000,

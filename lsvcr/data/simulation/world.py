@@ -89,15 +89,16 @@ def plant_videos(rng: np.random.Generator, preset: Preset, related: np.ndarray, 
 
 
 def comment_counts(rng: np.random.Generator, preset: Preset, popularity: np.ndarray) -> np.ndarray:
-    """Comments of each video: 2 for the coldest, up to 40, `preset.comments` in total or nearly."""
-    base = np.minimum(2.0, preset.comments / len(popularity))
-    shares = popularity**0.7 * rng.lognormal(0.0, 0.3, len(popularity))
-    low, high = 0.0, 40.0 / shares.min()
+    """Comments of each video: few for the coldest, many for the best known, `preset.comments` in total or nearly."""
+    shape = preset.shape
+    base = min(shape.comments_least, preset.comments / len(popularity) / 2)
+    shares = popularity**shape.comments_spread * rng.lognormal(0.0, 0.3, len(popularity))
+    low, high = 0.0, shape.comments_most / shares.min()
     for _ in range(60):
         scale = (low + high) / 2
-        total = np.minimum(base + scale * shares, 40.0).sum()
+        total = np.minimum(base + scale * shares, shape.comments_most).sum()
         low, high = (scale, high) if total < preset.comments else (low, scale)
-    wanted = np.minimum(base + low * shares, 40.0)
+    wanted = np.minimum(base + low * shares, shape.comments_most)
     return (np.floor(wanted) + (rng.random(len(wanted)) < wanted % 1)).astype(np.int64)
 
 
