@@ -139,6 +139,16 @@ def test_comment_negatives_come_from_the_video_then_from_everywhere(dataset: Dat
             assert len(set(row)) == 5  # all different
 
 
+def test_comment_negatives_of_the_video_alone(dataset: Dataset) -> None:
+    data = RankData(dataset, Task.COMM_RANK, Split.TRAIN, fill_up=False)
+    first, second, third = data.training(np.arange(3), (1, 0), 4).candidates.tolist()
+    assert set(first[1:3]) == {1, 3}
+    assert first[3:] == [0, 0]
+    assert (second[0], second[1:]) == (7, [0, 0, 0, 0])
+    assert third[0] in (5, 6)
+    assert third[1:] == [0, 0, 0, 0]
+
+
 def test_too_few_comments_anywhere_leave_padding() -> None:
     """Three comments in the world, two of them positive: one negative and padding."""
     rows = np.array([0])
