@@ -30,9 +30,9 @@ class WideBatch:
         task: Rec: the fresh texts are titles. CommRank: comments.
         fresh: (N,) int64 indices of the fresh videos or comments.
         texts: their N token id lists.
-        samples: B samples. Fresh texts have the numbers 1 .. N of their kind, cached ones those that follow.
-            Candidates: Rec (B, 1), the target; CommRank (B, 1 + K), a positive and fresh comments of the same video
-            that are none, 0 = fewer.
+        samples: B samples. Fresh texts have the numbers 1 .. N of their kind, cached ones those that follow; what a
+            history shows is cached, what is ranked is fresh. Candidates: Rec (B, 1), the target; CommRank (B, 1 + K),
+            a positive and fresh comments of the same video that are none, 0 = fewer.
         cached_videos, cached_comments: (V,) and (C,) int64 indices of the cached texts, in the order of their numbers.
     """
 
@@ -144,23 +144,24 @@ class WideStream:
 
 
 def _renumbered(task: Task, batch: RankBatch, fresh: Tensor, texts: list[list[int]]) -> WideBatch:
-    """Replace dataset indices by the numbers of the few texts that the batch needs."""
-    videos = torch.cat([batch.video_ids.flatten(), batch.entry_videos.flatten(), batch.videos]).unique()
+    """Replace dataset indices by the numbers of the few texts that the batch needs.
+
+    Histories show a fresh text as the cache has it: its new state may be on another process.
+    """
+    is_rec = task is Task.REC
+    watched = batch.videos[:0] if is_rec else batch.videos
+    videos = torch.cat([batch.video_ids.flatten(), batch.entry_videos.flatten(), watched]).unique()
     comments = torch.cat([batch.video_comments.flatten(), batch.comments]).unique()
     videos, comments = videos[videos != PAD], comments[comments != PAD]
-    is_rec = task is Task.REC
-    if is_rec:
-        videos = videos[~torch.isin(videos, fresh)]
-    else:
-        comments = comments[~torch.isin(comments, fresh)]
-    video_number = _Numbers(torch.cat([fresh, videos]) if is_rec else videos)
-    comment_number = _Numbers(comments if is_rec else torch.cat([fresh, comments]))
+    fresh_number = _Numbers(fresh)
+    video_number = _Numbers(videos, after=len(fresh) if is_rec else 0)
+    comment_number = _Numbers(comments, after=0 if is_rec else len(fresh))
     samples = replace(
         batch,
-        videos=video_number(batch.videos),
+        videos=(fresh_number if is_rec else video_number)(batch.videos),
         video_ids=video_number(batch.video_ids),
         entry_videos=video_number(batch.entry_videos),
-        candidates=(video_number if is_rec else comment_number)(batch.candidates),
+        candidates=fresh_number(batch.candidates),
         video_comments=comment_number(batch.video_comments),
         comments=comment_number(batch.comments),
     )
@@ -168,13 +169,10 @@ def _renumbered(task: Task, batch: RankBatch, fresh: Tensor, texts: list[list[in
 
 
 class _Numbers:
-    """Position + 1 of each index in `listed`; 0 stays 0, and only listed indices may be asked for."""
+    """`after` + position + 1 of each index in `listed`, sorted; 0 stays 0, and only listed indices may be asked for."""
 
-    def __init__(self, listed: Tensor) -> None:
-        self._sorted, self._order = listed.sort()
+    def __init__(self, listed: Tensor, after: int = 0) -> None:
+        self._listed, self._first = listed, after + 1
 
     def __call__(self, ids: Tensor) -> Tensor:
-        if not len(self._sorted):
-            return torch.zeros_like(ids)
-        places = torch.searchsorted(self._sorted, ids).clamp(max=len(self._sorted) - 1)
-        return torch.where(ids > 0, self._order[places] + 1, 0)
+        return torch.where(ids > 0, torch.searchsorted(self._listed, ids) + self._first, 0)
