@@ -26,6 +26,7 @@ from lsvcr.utils.seeding import generator, seed_everything
 _DROPOUT_STREAM = 51
 _MIX_STREAM = 52
 _BATCH = 128
+"""Samples a process and step."""
 _NEGATIVE_COMMENTS = 19
 _WEIGHT_DECAY = 1e-5
 

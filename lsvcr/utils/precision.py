@@ -6,13 +6,13 @@ import torch
 def wants_bf16(asked: bool | None) -> bool:
     """What was asked for; left open, bfloat16 where the machine has instructions for it.
 
-    A CPU without them emulates each product: SmolLM2 then takes three to four times as long as in float32.
+    A CPU without them emulates each product: SmolLM2 then takes several times as long as in float32 (docs/log.md).
     """
     if asked is not None:
         return asked
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.12 and later
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not say
     return any(present for name, present in known.items() if "bf16" in name)
 
 

@@ -22,8 +22,10 @@ from lsvcr.schema import Split, Task
 HALF_LIFE = 4.0
 """Events after which a like counts half."""
 SMOOTHING = 0.05
+"""Likes that a topic or tone has before any is seen, so that a new one is unlikely but possible."""
 STEPS = 25
 FITTED_ROWS = 500
+"""Validation rows of a fit: six weights need no more, and all of them would take four times the memory."""
 TOP = 10
 
 LADDER = {
