@@ -101,6 +101,9 @@ class AlignSettings(SRSettings):
     head_start_epochs: int = option(
         0, "epochs that SR model and head first train on untuned vectors; 0 = none"
     )
+    head_start_taste_steps: int = option(
+        0, "steps of the taste contrast on untuned vectors before the head start's epochs; 0 = none"
+    )
     head_start_learning_rate: float = option(1e-3, "learning rate of the head start")
     head_start_vectors: str = option(
         "", "folder with the untuned *_full_embs.npy for head start and wide batches; empty = the dataset's"
@@ -109,13 +112,14 @@ class AlignSettings(SRSettings):
         0,
         "titles that all processes together read a micro-step for wide Rec batches (from untuned vectors); 0 = none",
     )
-    wide_videos: int = option(
+    taste_texts: int = option(
         0,
-        "watched videos of which all processes together read up to 8 comments a micro-step for wide CommRank batches; "
-        "0 = none",
+        "titles and comments that all processes together read a micro-step for the taste contrast (from untuned "
+        "vectors); 0 = none",
     )
-    wide_samples: int = option(8, "most samples of one title or watched video in a wide batch")
-    wide_loss_weight: float = option(1.0, "weight of each task's wide batches")
+    wide_samples: int = option(8, "most samples (taste contrast: people) of one text in a wide batch")
+    wide_loss_weight: float = option(1.0, "weight of the wide Rec batches")
+    taste_loss_weight: float = option(1.0, "weight of the taste contrast")
     random_positions: bool = option(True, "train on random increasing positions; False: on 0, 1, 2, ...")
     augment: bool = option(True, "show the LLM and the SR model different comments of a video")
     save_strategy: Literal["steps", "epoch", "no"] = option("steps", "when last/ is written")

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsvcr.data.align import AlignBatch
+from lsvcr.data.align_taste import TasteBatch
 from lsvcr.data.rank_wide import WideBatch
 from lsvcr.llm.encoder import encode
 from lsvcr.llm.families import backbone, output_head, unwrap
-from lsvcr.llm.wide import TextStates, WideLoss, wide_name
+from lsvcr.llm.wide import TasteLoss, TextStates, WideLoss
 from lsvcr.losses.alignment import behaviour_contrast, preference_contrast, recommendation_contrast
 from lsvcr.models.sr import EmbeddingHead, Histories, Positions, SRModel, random_positions
 from lsvcr.nn.ragged import segment_mean
@@ -104,7 +105,7 @@ class AlignedModel(nn.Module):
         pad_id: fills text batches.
         text_token_budget: tokens of one text batch, padding included.
         weights: of the losses `lm`, `rec` and `contrast` (published: 1, 1, 0.5), and of `wide_rec` and
-            `wide_comm_rank` where there are wide batches.
+            `taste` where there are wide batches.
     """
 
     def __init__(
@@ -125,28 +126,29 @@ class AlignedModel(nn.Module):
         self,
         batch: AlignBatch,
         positions: Positions | None,
-        wide: Sequence[WideBatch] = (),
+        wide: Sequence[WideBatch | TasteBatch] = (),
         cache: TextStates | None = None,
     ) -> dict[str, Tensor]:
         """Losses of a batch by name, `loss` their weighted sum; see `losses` and `wide_loss`."""
         parts = self.losses(self.vectors(batch, positions), batch)
         for part in wide:
             assert cache is not None
-            name = wide_name(part.task)
-            parts[name] = self.wide_loss(part, cache)
-            parts["loss"] = parts["loss"] + self._weights[name] * parts[name]
+            name, value = self.wide_loss(part, cache)
+            parts[name] = value
+            parts["loss"] = parts["loss"] + self._weights[name] * value
         return parts
 
-    def wide_loss(self, batch: WideBatch, cache: TextStates) -> Tensor:
-        """Ranking loss of many samples on few texts (`WideLoss`); the cache learns the texts' new states."""
+    def wide_loss(self, batch: WideBatch | TasteBatch, cache: TextStates) -> tuple[str, Tensor]:
+        """Loss of many samples on few texts, with its name; the cache learns the texts' new states."""
         fresh = self.pooled(batch.texts)
         exact = {
             name: value for name, value in self._exact_heads().items() if not name.startswith("contrast.")
         }
-        wide = WideLoss(self.heads.sr, self.heads.head)
+        kind = WideLoss if isinstance(batch, WideBatch) else TasteLoss
+        wide = kind(self.heads.sr, self.heads.head)
         loss: Tensor = torch.func.functional_call(wide.train(self.training), exact, (fresh, batch, cache))
-        cache.update(batch, fresh)
-        return loss
+        cache.update(batch.codes, fresh)
+        return wide.name, loss
 
     def vectors(self, batch: AlignBatch, positions: Positions | None) -> Vectors:
         """Both branches of a batch. Every distinct text goes through the LLM once.

@@ -1,6 +1,8 @@
-"""The losses of wide batches: fresh texts against one another, histories from a cache.
+"""The losses of wide batches: fresh texts against one another, people as a cache of texts shows them.
 
-An addition to the recommendation loss of the LSVCR paper's preference alignment; docs/method.md says why.
+An addition to the recommendation loss of the LSVCR paper's preference alignment; docs/method.md says why. Only texts
+of the same step are compared: one that the LLM has just read differs from a cached one in more than its content, and
+a softmax over both would learn to tell which is which.
 """
 
 from collections.abc import MutableMapping
@@ -8,20 +10,19 @@ from collections.abc import MutableMapping
 import torch
 from torch import Tensor, nn
 
+from lsvcr.data.align_taste import TasteBatch
 from lsvcr.data.rank_wide import WideBatch
 from lsvcr.losses.alignment import joined_rows
 from lsvcr.losses.info_nce import info_nce
 from lsvcr.models.rank import RankModel
 from lsvcr.models.sr import EmbeddingHead, SRModel
+from lsvcr.nn.ragged import segment_mean
+from lsvcr.nn.similarity import unit
 from lsvcr.schema import Task
 from lsvcr.utils.distributed import gather_values, gather_with_gradient, reduce_sum, world_size
 
-_CACHE = {Task.REC: "cache.videos", Task.COMM_RANK: "cache.comments"}
-
-
-def wide_name(task: Task) -> str:
-    """Name of the loss part of a task's wide batches."""
-    return f"wide_{task.value}"
+WIDE_REC, TASTE = "wide_rec", "taste"
+"""Names of the loss parts."""
 
 
 class TextStates:
@@ -37,30 +38,35 @@ class TextStates:
         self.videos = videos.to(device, torch.float32, copy=True)
         self.comments = comments.to(device, torch.float32, copy=True)
 
-    def update(self, batch: WideBatch, states: Tensor) -> None:
-        """Keep the states (N, h) of every process's fresh texts."""
-        self._of(batch.task)[gather_values(batch.fresh)] = gather_values(states.detach().float())
+    def rows(self, codes: Tensor) -> Tensor:
+        """(N,) int64 codes of texts (`video_code`, `comment_code`) -> (N, h)."""
+        is_comment = (codes % 2).bool()
+        states = self.videos.new_empty(len(codes), self.videos.shape[1])
+        states[~is_comment] = self.videos[codes[~is_comment] // 2]
+        states[is_comment] = self.comments[codes[is_comment] // 2]
+        return states
+
+    def update(self, codes: Tensor, states: Tensor) -> None:
+        """Keep the new states (N, h) of every process's fresh texts (N,)."""
+        codes, states = gather_values(codes), gather_values(states.detach().float())
+        is_comment = (codes % 2).bool()
+        self.videos[codes[~is_comment] // 2] = states[~is_comment]
+        self.comments[codes[is_comment] // 2] = states[is_comment]
 
     def state(self) -> dict[str, Tensor]:
         """What a continued run needs."""
-        return {name: self._of(task).cpu() for task, name in _CACHE.items()}
+        return {"cache.videos": self.videos.cpu(), "cache.comments": self.comments.cpu()}
 
     def take(self, state: MutableMapping[str, Tensor]) -> None:
         """Take back, out of `state`, what `state()` gave."""
-        for task, name in _CACHE.items():
-            self._of(task).copy_(state.pop(name))
-
-    def _of(self, task: Task) -> Tensor:
-        return self.videos if task is Task.REC else self.comments
+        self.videos.copy_(state.pop("cache.videos"))
+        self.comments.copy_(state.pop("cache.comments"))
 
 
 class WideLoss(nn.Module):
-    """Rec: InfoNCE of each sample's target among the fresh titles of all processes. CommRank: cross-entropy of a liked
-    comment among fresh comments of the same video.
+    """InfoNCE of each sample's target among the fresh titles of all processes, by SR user vectors."""
 
-    Only texts of the same step are compared: one that the LLM has just read differs from a cached one in more
-    than its content, and a softmax over both would learn to tell which is which.
-    """
+    name = WIDE_REC
 
     def __init__(self, sr: SRModel, head: EmbeddingHead) -> None:
         super().__init__()
@@ -70,28 +76,24 @@ class WideLoss(nn.Module):
         """Scalar; its mean over processes is the mean over all samples of the joined batch.
 
         Args:
-            fresh: (N, h) pooled states of `batch.fresh`.
+            fresh: (N, h) pooled states of `batch.codes`.
             batch: on the device of the cache.
             cache: of all texts.
         """
-        model = self._model(fresh, batch, cache)
-        if batch.task is Task.REC:
-            loss = self._among_titles(model.user_vectors(batch.samples), fresh, batch)
-        else:
-            loss = model.training_loss(batch.samples)["ranking"]
-        rows = torch.tensor(float(len(batch.samples)), device=fresh.device)
-        return loss * rows * world_size() / reduce_sum(rows)
+        users = self._model(fresh, batch, cache).user_vectors(batch.samples)
+        items = self.sr.project(self.head(fresh))  # (N, d), without ids
+        labels = joined_rows(items)[0] + batch.samples.candidates[:, 0] - 1
+        loss = info_nce(users, gather_with_gradient(items), labels, temperature=self.sr.temperature)
+        return _of_all(loss, len(users))
 
     def _model(self, fresh: Tensor, batch: WideBatch, cache: TextStates) -> RankModel:
         """Stage two's model, without ids, on the texts of the batch."""
         nothing = fresh.new_zeros(1, fresh.shape[1])
-        videos, comments = cache.videos[batch.cached_videos], cache.comments[batch.cached_comments]
-        is_rec = batch.task is Task.REC
-        videos = torch.cat([nothing, fresh, videos] if is_rec else [nothing, videos])
-        comments = torch.cat([nothing, comments] if is_rec else [nothing, fresh, comments])
+        videos = torch.cat([nothing, fresh, cache.videos[batch.cached_videos]])
+        comments = torch.cat([nothing, cache.comments[batch.cached_comments]])
         model = RankModel(
             self.sr,
-            batch.task,
+            Task.REC,
             videos,
             comments,
             n_videos=len(videos) - 1,
@@ -100,8 +102,28 @@ class WideLoss(nn.Module):
         )
         return model.train(self.training).to(fresh.device)
 
-    def _among_titles(self, users: Tensor, fresh: Tensor, batch: WideBatch) -> Tensor:
-        items = self.sr.project(self.head(fresh))  # (N, d), without ids
-        first = joined_rows(items)[0]
-        labels = first + batch.samples.candidates[:, 0] - 1
-        return info_nce(users, gather_with_gradient(items), labels, temperature=self.sr.temperature)
+
+class TasteLoss(nn.Module):
+    """InfoNCE of a text that a person liked among the fresh texts of all processes; those that they liked, too, are
+    left out. The person's vector is the mean of the unit vectors of other texts that they liked."""
+
+    name = TASTE
+
+    def __init__(self, sr: SRModel, head: EmbeddingHead) -> None:
+        super().__init__()
+        self.sr, self.head = sr, head
+
+    def forward(self, fresh: Tensor, batch: TasteBatch, cache: TextStates) -> Tensor:
+        """Scalar; its mean over processes is the mean over all people of the joined batch. Arguments: `WideLoss`."""
+        items = self.sr.project(self.head(fresh))
+        shown, place = batch.shown.unique(return_inverse=True)
+        seen = unit(self.sr.project(self.head(cache.rows(shown))))
+        people = segment_mean(seen[place], batch.owners, len(batch.labels))
+        loss = info_nce(people, gather_with_gradient(items), batch.labels, batch.liked, self.sr.temperature)
+        return _of_all(loss, len(people))
+
+
+def _of_all(loss: Tensor, rows: int) -> Tensor:
+    """The mean over this process's rows, so weighted that the mean over processes is that over all rows."""
+    count = torch.tensor(float(rows), device=loss.device)
+    return loss * count * world_size() / reduce_sum(count)

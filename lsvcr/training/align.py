@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from lsvcr.data.align import AlignBatch, micro_batches, training_loader
+from lsvcr.data.align_taste import TasteBatch
 from lsvcr.data.rank_wide import WideBatch
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.llm.aligned import draw_positions
-from lsvcr.llm.wide import wide_name
 from lsvcr.schema import BEST_DIR, FORMAT_VERSION, LAST_DIR
 from lsvcr.settings import AlignSettings
 from lsvcr.training.align_build import AlignParts, build, check_settings, make_plan, parameter_groups
@@ -66,7 +66,7 @@ def align(settings: AlignSettings) -> Path:
     with process_group() as device:
         dataset = open_dataset(settings.data_path)
         parts = build(settings, dataset)
-        if settings.head_start_epochs and not _is_interrupted(settings):
+        if not _is_interrupted(settings):
             head_start(parts.model.heads.to(device), dataset, settings)
         engine = start_engine(
             parts.model,
@@ -96,7 +96,7 @@ class AlignTrainer:
         self._plan = make_plan(settings, len(parts.samples), world_size())
         self._run = Path(settings.output_dir)
         self._wide = wide_batches(settings, dataset, parts, device)
-        self._names = (*PARTS, *(wide_name(task) for task in (self._wide.tasks if self._wide else ())))
+        self._names = (*PARTS, *(self._wide.names if self._wide else ()))
         self._best: float | None = None
         self._figures: dict[str, float] = {}
         self._seconds = 0.0
@@ -147,7 +147,7 @@ class AlignTrainer:
         window.seconds += time.monotonic() - started
         window.norm = float(self._engine.get_global_grad_norm() or 0.0)
 
-    def _losses(self, batch: AlignBatch, micro: int, wide: list[WideBatch]) -> dict[str, Tensor]:
+    def _losses(self, batch: AlignBatch, micro: int, wide: list[WideBatch | TasteBatch]) -> dict[str, Tensor]:
         settings = self._settings
         seed_everything(settings.seed, _DROPOUT_STREAM, micro, rank())
         longest = (settings.max_phis_len, settings.max_chis_len)

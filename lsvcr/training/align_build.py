@@ -16,7 +16,7 @@ from lsvcr.llm.aligned import AlignedHeads, AlignedModel, enable_checkpointing
 from lsvcr.llm.encoder import tokenize
 from lsvcr.llm.loading import hidden_size, load_llm
 from lsvcr.llm.lora import add_lora
-from lsvcr.llm.wide import wide_name
+from lsvcr.llm.wide import TASTE, WIDE_REC
 from lsvcr.models.sr import SRModel
 from lsvcr.schema import Split, Task
 from lsvcr.settings import AlignSettings
@@ -63,7 +63,8 @@ class Plan:
 def check_settings(settings: AlignSettings) -> None:
     """Raise `UserError` for values that no field type can rule out."""
     positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-                "max_text_length", "text_token_budget", "logging_steps", "eval_pool", "hidden")  # fmt: skip
+                "max_text_length", "text_token_budget", "logging_steps", "eval_pool", "hidden",
+                "wide_samples")  # fmt: skip
     for name in positive:
         if getattr(settings, name) < 1:
             raise UserError(f"--{name} {getattr(settings, name)}: give 1 or more")
@@ -75,8 +76,9 @@ def check_settings(settings: AlignSettings) -> None:
             )
     if settings.hidden % settings.heads:
         raise UserError(f"--hidden {settings.hidden} must be a multiple of --heads {settings.heads}")
-    if min(settings.wide_titles, settings.wide_videos) < 0 or settings.wide_samples < 1:
-        raise UserError("--wide_titles, --wide_videos: give 0 (none) or more; --wide_samples 1 or more")
+    for name in ("wide_titles", "taste_texts", "head_start_epochs", "head_start_taste_steps"):
+        if getattr(settings, name) < 0:
+            raise UserError(f"--{name} {getattr(settings, name)}: give 0 (none) or more")
     if settings.save_strategy == "steps" and settings.save_steps < 1:
         raise UserError(f"--save_steps {settings.save_steps}: give 1 or more, or --save_strategy no")
     if settings.max_steps <= 0 and settings.num_train_epochs <= 0:
@@ -227,6 +229,7 @@ def _model(settings: AlignSettings, llm: Any, pad_id: int) -> AlignedModel:
             "lm": settings.lm_loss_weight,
             "rec": settings.rec_loss_weight,
             "contrast": settings.contrast_loss_weight,
-            **{wide_name(task): settings.wide_loss_weight for task in Task},
+            WIDE_REC: settings.wide_loss_weight,
+            TASTE: settings.taste_loss_weight,
         },
     )

@@ -2,7 +2,8 @@
 
 From random SR weights, the first hundreds of stage-one steps teach the SR model what a head on frozen vectors learns in
 seconds, at the price of an LLM pass a text. A head start pays that part cheaply, so that every token of stage one
-goes where only the LLM can help. It uses the training samples of both tasks and text alone: no ids.
+goes where only the LLM can help. First the head learns what texts that the same people liked have in common (taste
+contrast), then SR model and head learn from the training samples of both tasks. Text alone: no ids.
 """
 
 from collections.abc import Iterator
@@ -11,15 +12,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from lsvcr.data.align_taste import TasteStream
 from lsvcr.data.rank import RankData
 from lsvcr.data.store import Dataset
 from lsvcr.llm.aligned import AlignedHeads
+from lsvcr.llm.wide import TasteLoss, TextStates
 from lsvcr.models.rank import RankModel
 from lsvcr.schema import Split, Task
 from lsvcr.settings import AlignSettings
 from lsvcr.training.rank_batches import EpochBatches, MicroBatch
 from lsvcr.training.untuned import untuned_states
-from lsvcr.utils.distributed import world_size
+from lsvcr.utils.distributed import rank, world_size
 from lsvcr.utils.logging import get_logger, progress
 from lsvcr.utils.seeding import generator, seed_everything
 
@@ -28,15 +31,21 @@ _MIX_STREAM = 52
 _BATCH = 128
 """Samples a process and step."""
 _NEGATIVE_COMMENTS = 19
+_TASTE_TEXTS = 512
+"""Texts of a step of the taste contrast, of all processes together."""
+_TASTE_PEOPLE = 2
+"""Most people of each of them."""
 _WEIGHT_DECAY = 1e-5
 
 logger = get_logger(__name__)
 
 
 def head_start(heads: AlignedHeads, dataset: Dataset, settings: AlignSettings) -> None:
-    """Train `heads.sr` and `heads.head` in place for `settings.head_start_epochs`; the same on every process.
+    """Train `heads.sr` and `heads.head` in place, the same on every process.
 
-    The loss is stage two's: softmax over all videos (Rec), over comments of the watched video alone (CommRank).
+    First `settings.head_start_taste_steps` of the taste contrast, which touch head and adapter alone; then
+    `settings.head_start_epochs` with the loss of stage two: softmax over all videos (Rec), over comments of the
+    watched video alone (CommRank). Behind a taste contrast the epochs leave the head alone.
 
     Args:
         heads: float32, on the CPU or a GPU, with the same weights on every process.
@@ -46,8 +55,43 @@ def head_start(heads: AlignedHeads, dataset: Dataset, settings: AlignSettings) -
     Raises:
         UserError: the vectors are missing or come from another LLM, dataset or number of layers.
     """
-    tasks = list(Task) if settings.tasks == "both" else [Task.parse(settings.tasks)]
+    if not settings.head_start_taste_steps and not settings.head_start_epochs:
+        return
     tables = untuned_states(dataset, settings)
+    heads.train()
+    if settings.head_start_taste_steps:
+        _learn_taste(heads, dataset, settings, tables)
+    if settings.head_start_epochs:
+        _learn_ranking(heads, dataset, settings, tables)
+
+
+def _learn_taste(
+    heads: AlignedHeads, dataset: Dataset, settings: AlignSettings, tables: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    device = next(heads.parameters()).device
+    states = TextStates(*tables, device)
+    stream = TasteStream(dataset, None, texts=_TASTE_TEXTS, per_text=_TASTE_PEOPLE, seed=settings.seed)
+    assert heads.sr.adapter is not None
+    parameters = [*heads.head.parameters(), *heads.sr.adapter.parameters()]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.head_start_learning_rate, weight_decay=_WEIGHT_DECAY
+    )
+    contrast = TasteLoss(heads.sr, heads.head)
+    with progress(settings.head_start_taste_steps, "taste contrast on frozen text") as bar:
+        for number in range(settings.head_start_taste_steps):
+            batch = stream.batch(number, rank(), world_size()).to(device)
+            loss = contrast(states.rows(batch.codes), batch, states)
+            loss.backward()
+            _average_gradients(parameters)
+            optimizer.step()
+            optimizer.zero_grad()
+            bar.advance(1, f"loss {float(loss.detach()):.3f}")
+
+
+def _learn_ranking(
+    heads: AlignedHeads, dataset: Dataset, settings: AlignSettings, tables: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    tasks = list(Task) if settings.tasks == "both" else [Task.parse(settings.tasks)]
     models = {task: _model(heads, task, dataset, tables) for task in tasks}
     data = {
         task: RankData(
@@ -60,7 +104,9 @@ def head_start(heads: AlignedHeads, dataset: Dataset, settings: AlignSettings) -
         )
         for task in tasks
     }
-    parameters = [*heads.sr.parameters(), *heads.head.parameters()]
+    parameters = [*heads.sr.parameters()]
+    if not settings.head_start_taste_steps:  # what the head has learned of taste, ranking would overwrite
+        parameters += heads.head.parameters()
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.head_start_learning_rate, weight_decay=_WEIGHT_DECAY
     )
@@ -68,7 +114,6 @@ def head_start(heads: AlignedHeads, dataset: Dataset, settings: AlignSettings) -
         -(-len(part) // (_BATCH * world_size())) for part in data.values()
     )
     device = next(heads.parameters()).device
-    heads.train()
     with progress(steps, "head start of the SR model on frozen text") as bar:
         for epoch in range(settings.head_start_epochs):
             seed_everything(

@@ -30,9 +30,7 @@ def untuned_states(dataset: Dataset, settings: AlignSettings) -> tuple[torch.Ten
             f"--llm_layers {settings.llm_layers} --data_path {settings.data_path} --output_dir {folder}"
         )
         if not file.is_file():
-            raise UserError(
-                f"--head_start_epochs, --wide_titles and --wide_videos need {file}: make it with `{made}`"
-            )
+            raise UserError(f"head start, --wide_titles and --taste_texts need {file}: make it with `{made}`")
         _check_origin(file, settings, made)
         load_embeddings(file, name, rows, dataset.data_hash)
         found.append(torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False)))

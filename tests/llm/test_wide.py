@@ -1,4 +1,4 @@
-"""The losses of wide batches: what it compares, what learns from it, and what the cache keeps."""
+"""The losses of wide batches: what they compare, what learns from them, and what the cache keeps."""
 
 from pathlib import Path
 
@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lsvcr.data.align_taste import TasteBatch, TasteStream
 from lsvcr.data.rank import RankData
 from lsvcr.data.rank_wide import WideBatch, WideStream
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.data.text_bank import TextBank
-from lsvcr.llm.wide import TextStates, WideLoss
+from lsvcr.llm.wide import TasteLoss, TextStates, WideLoss
 from lsvcr.models.rank import RankModel
 from lsvcr.models.sr import EmbeddingHead, SRModel
 from lsvcr.schema import Split, Task
@@ -38,83 +39,98 @@ def model() -> WideLoss:
     return WideLoss(sr, EmbeddingHead(WIDTH, 8))
 
 
-def batch_of(dataset: Dataset, task: Task = Task.REC) -> WideBatch:
-    bank = TextBank(dataset.titles(), dataset.contents(), lambda texts: [list(map(ord, t)) for t in texts])
-    data = RankData(dataset, task, Split.TRAIN, max_videos=6, max_entries=6)
-    return WideStream(data, bank, groups=5, per_group=3, seed=0).batch(0, 0, 1)
+def taste() -> TasteLoss:
+    wide = model()
+    return TasteLoss(wide.sr, wide.head)
 
 
-def of_task(task: Task, tables: tuple[Tensor, Tensor]) -> Tensor:
-    return tables[0] if task is Task.REC else tables[1]
+def bank_of(dataset: Dataset) -> TextBank:
+    return TextBank(dataset.titles(), dataset.contents(), lambda texts: [list(map(ord, t)) for t in texts])
+
+
+def batch_of(dataset: Dataset) -> WideBatch:
+    data = RankData(dataset, Task.REC, Split.TRAIN, max_videos=6, max_entries=6)
+    return WideStream(data, bank_of(dataset), titles=5, per_title=3, seed=0).batch(0, 0, 1)
+
+
+def taste_of(dataset: Dataset) -> TasteBatch:
+    return TasteStream(dataset, bank_of(dataset), texts=30, per_text=3, seed=0).batch(0, 0, 1)
+
+
+def cache_of(dataset: Dataset) -> TextStates:
+    return TextStates(*tables(dataset), torch.device("cpu"))
 
 
 def test_it_is_the_softmax_of_stage_two_among_the_titles_just_read(dataset: Dataset) -> None:
     """With fresh states equal to the cached ones, the rows' own RankModel gives the same figure."""
     wide, batch, (videos, comments) = model(), batch_of(dataset), tables(dataset)
-    loss = wide(videos[batch.fresh], batch, TextStates(videos, comments, torch.device("cpu")))
+    loss = wide(videos[batch.codes // 2], batch, cache_of(dataset))
     whole = RankModel(
         wide.sr, Task.REC, videos, comments, n_videos=dataset.n_videos, n_comments=dataset.n_comments, head=wide.head
     )  # fmt: skip
     data = RankData(dataset, Task.REC, Split.TRAIN, max_videos=6, max_entries=6)
     samples = data.training(batch.samples.rows.numpy(), (0, 0))
-    scores = whole.user_vectors(samples) @ whole.item_vectors()[batch.fresh].T / wide.sr.temperature
+    scores = whole.user_vectors(samples) @ whole.item_vectors()[batch.codes // 2].T / wide.sr.temperature
     labels = batch.samples.candidates[:, 0] - 1
     torch.testing.assert_close(loss, F.cross_entropy(scores, labels))
 
 
-def test_it_is_the_softmax_of_stage_two_among_the_comments_just_read(dataset: Dataset) -> None:
-    wide, batch, (videos, comments) = model(), batch_of(dataset, Task.COMM_RANK), tables(dataset)
-    loss = wide(comments[batch.fresh], batch, TextStates(videos, comments, torch.device("cpu")))
-    whole = RankModel(
-        wide.sr, Task.COMM_RANK, videos, comments, n_videos=dataset.n_videos, n_comments=dataset.n_comments,
-        head=wide.head,
-    )  # fmt: skip
-    data = RankData(dataset, Task.COMM_RANK, Split.TRAIN, max_videos=6, max_entries=6)
-    samples = data.training(batch.samples.rows.numpy(), (0, 0))
-    candidates = batch.samples.candidates
-    named = torch.cat([torch.zeros(1, dtype=torch.int64), batch.fresh])[candidates]
-    users, items = whole.user_vectors(samples), whole.item_vectors()[named]
-    scores = (users[:, None] * items).sum(-1) / wide.sr.temperature
-    scores = scores.masked_fill(candidates == 0, -torch.inf)
-    torch.testing.assert_close(loss, F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.int64)))
-
-
-@pytest.mark.parametrize("task", Task)
-def test_fresh_states_learn_and_cached_ones_do_not(dataset: Dataset, task: Task) -> None:
-    batch, (videos, comments) = batch_of(dataset, task), tables(dataset)
-    cache = TextStates(videos, comments, torch.device("cpu"))
-    fresh = of_task(task, (videos, comments))[batch.fresh].clone().requires_grad_()
-    model()(fresh, batch, cache).backward()
-    assert fresh.grad is not None
-    assert (fresh.grad != 0).any(dim=1).all()
-    assert not cache.videos.requires_grad
-    assert not cache.comments.requires_grad
-
-
-@pytest.mark.parametrize("task", Task)
-def test_histories_come_from_the_cache_alone(dataset: Dataset, task: Task) -> None:
+def test_histories_come_from_the_cache_alone(dataset: Dataset) -> None:
     """A fresh text of another process is not at hand, so one's own must not be read in its place either."""
-    batch, (videos, comments) = batch_of(dataset, task), tables(dataset)
-    states = of_task(task, (videos, comments))[batch.fresh].clone().requires_grad_()
-    wide = model().eval()
-    users = wide._model(states, batch, TextStates(videos, comments, torch.device("cpu"))).user_vectors(
-        batch.samples
-    )
+    batch, cache = batch_of(dataset), cache_of(dataset)
+    states = cache.rows(batch.codes).requires_grad_()
+    users = model().eval()._model(states, batch, cache).user_vectors(batch.samples)
     (gradient,) = torch.autograd.grad(users.square().sum() + users.sum(), states, allow_unused=True)
     assert gradient is None or not gradient.any()
 
 
-@pytest.mark.parametrize("task", Task)
-def test_the_cache_keeps_what_was_read_and_can_be_taken_up(dataset: Dataset, task: Task) -> None:
-    videos, comments = tables(dataset)
-    cache, batch = TextStates(videos, comments, torch.device("cpu")), batch_of(dataset, task)
-    cache.update(batch, torch.ones(len(batch.fresh), WIDTH))
-    kept, before = of_task(task, (cache.videos, cache.comments)), of_task(task, (videos, comments))
-    changed = (kept != before).any(dim=1).nonzero().flatten()
-    assert torch.equal(changed, batch.fresh)
-    assert (kept[batch.fresh] == 1).all()
-    again = TextStates(videos, comments, torch.device("cpu"))
-    state = {**cache.state(), "other": torch.zeros(1)}
+def test_the_taste_contrast_person_by_person(dataset: Dataset) -> None:
+    contrast, batch, cache = taste(), taste_of(dataset), cache_of(dataset)
+    found = contrast(cache.rows(batch.codes), batch, cache)
+
+    def vector(code: int) -> Tensor:
+        state = (cache.comments if code % 2 else cache.videos)[code // 2]
+        return F.normalize(contrast.sr.project(contrast.head(state)), dim=-1)
+
+    losses = []
+    for person, label in enumerate(batch.labels.tolist()):
+        shown = batch.shown[batch.owners == person].tolist()
+        user = F.normalize(torch.stack([vector(code) for code in shown]).mean(0), dim=-1)
+        kept = [
+            place
+            for place in range(len(batch.codes))
+            if place == label or not bool(batch.liked[person, place])
+        ]
+        scores = (
+            torch.stack([user @ vector(int(batch.codes[place])) for place in kept]) / contrast.sr.temperature
+        )
+        losses.append(F.cross_entropy(scores, torch.tensor(kept.index(label))))
+    assert int(batch.liked.sum()) > len(batch.labels)  # some are left out
+    torch.testing.assert_close(found, torch.stack(losses).mean())
+
+
+def test_fresh_states_learn_and_cached_ones_do_not(dataset: Dataset) -> None:
+    cache = cache_of(dataset)
+    for loss, batch in ((model(), batch_of(dataset)), (taste(), taste_of(dataset))):
+        fresh = cache.rows(batch.codes).requires_grad_()
+        loss(fresh, batch, cache).backward()
+        assert fresh.grad is not None
+        assert (fresh.grad != 0).any(dim=1).all()
+        assert not cache.videos.requires_grad
+        assert not cache.comments.requires_grad
+
+
+def test_the_cache_keeps_what_was_read_and_can_be_taken_up(dataset: Dataset) -> None:
+    cache, batch = cache_of(dataset), taste_of(dataset)
+    cache.update(batch.codes, torch.ones(len(batch.codes), WIDTH))
+    read = []
+    for now, then, odd in zip((cache.videos, cache.comments), tables(dataset), (0, 1), strict=True):
+        changed = (now != then).any(dim=1).nonzero().flatten()
+        assert (now[changed] == 1).all()
+        read += (2 * changed + odd).tolist()
+    assert sorted(read) == sorted(batch.codes.tolist())
+    assert (cache.rows(batch.codes) == 1).all()
+    again, state = cache_of(dataset), {**cache.state(), "other": torch.zeros(1)}
     again.take(state)
     assert torch.equal(again.videos, cache.videos)
     assert torch.equal(again.comments, cache.comments)

@@ -106,7 +106,8 @@ def straight_and_cut(folder: Path, data: str) -> dict[str, Any]:
     """
     from lsvcr.training.align import align
 
-    wide = {"wide_titles": 4, "wide_videos": 3, "head_start_vectors": str(untuned_vectors(folder, data))}
+    vectors = str(untuned_vectors(folder, data))
+    wide = {"wide_titles": 4, "taste_texts": 6, "head_start_taste_steps": 2, "head_start_vectors": vectors}
     align(settings(data, folder / "straight", **wide))
     undo = stop_before(3)
     with suppress(Stopped):
@@ -134,7 +135,7 @@ def first_gradients(folder: Path, data: str) -> dict[str, Any]:
 
     batch = 6 // world_size()
     own = settings(
-        data, folder, bf16=False, text_token_budget=200, wide_titles=4, wide_videos=4, wide_samples=2,
+        data, folder, bf16=False, text_token_budget=200, wide_titles=4, taste_texts=9, wide_samples=2,
         head_start_vectors=str(untuned_vectors(folder, data)), **NO_DROPOUT,
     )  # fmt: skip
     with process_group() as device:
@@ -198,7 +199,7 @@ def single_process_runs(folder: Path, data: str) -> dict[str, Any]:
     found["other_batch"] = refused(per_device_train_batch_size=4)
     found["free_settings"] = refused(logging_steps=1, text_token_budget=99, save_steps=7)
     found["missing_config"] = refused(deepspeed="config/nowhere.json")
-    found["wide_below_zero"] = refused(wide_titles=-1)
+    found["wide_below_zero"] = refused(taste_texts=-1)
     found["wide_without_vectors"] = refused(wide_titles=4, resume=False)
     found["too_long_histories"] = refused(max_phis_len=60)
 

@@ -65,8 +65,8 @@ def test_a_killed_run_called_again_ends_with_the_bits_of_an_uninterrupted_one(
         "best/adapter/adapter_model.safetensors",
     ):
         same_tensors(straight / name, cut / name)
-    for task in ("rec", "comm_rank"):
-        assert any(f"train/wide_{task}" in line for line in logged(straight))
+    for name in ("wide_rec", "taste"):
+        assert any(f"train/{name}" in line for line in logged(straight))
     assert logged(straight) == logged(cut)  # and no step is logged twice
     standing = read_json(cut / "last" / "trainer.json")
     assert standing["step"] == 5
@@ -79,10 +79,10 @@ def test_one_process_with_a_batch_equals_two_with_half_of_it(one: Runs, two: Run
     assert whole["tasks"] == [True] * 3 + [False] * 3
     assert [half["tasks"] for half in halves] == [[True] * 3, [False] * 3]
     assert halves[0]["texts"] != halves[1]["texts"]
-    assert min(whole["losses"]["wide_rec"], whole["losses"]["wide_comm_rank"]) > 0
+    assert min(whole["losses"]["wide_rec"], whole["losses"]["taste"]) > 0
     assert whole["read"] == halves[0]["read"]
-    assert whole["read"][0] == 4
-    assert whole["read"][1] >= 4
+    assert 4 <= whole["read"][0] <= 13
+    assert whole["read"][1] > 0
     for half in halves:
         assert half["losses"] == pytest.approx(whole["losses"], rel=1e-5)
         torch.testing.assert_close(half["cache"], whole["cache"])
@@ -102,7 +102,7 @@ def test_a_folder_of_another_run_is_refused(one: Runs) -> None:
 
 def test_wrong_settings_are_told_before_anything_is_loaded(one: Runs) -> None:
     assert "config/nowhere.json: no such file" in one[1][0]["missing_config"]
-    assert "--wide_titles, --wide_videos: give 0 (none) or more" in one[1][0]["wide_below_zero"]
+    assert "--taste_texts -1: give 0 (none) or more" in one[1][0]["wide_below_zero"]
     assert "lsvcr embed --checkpoint none" in one[1][0]["wide_without_vectors"]
     assert "--max_phis_len 60 needs --max_position 60" in one[1][0]["too_long_histories"]
 

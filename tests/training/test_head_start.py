@@ -3,11 +3,14 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from lsvcr.data.store import open_dataset
+from lsvcr.data.align_taste import TasteStream
+from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.llm.aligned import AlignedHeads
+from lsvcr.llm.wide import TasteLoss, TextStates
 from lsvcr.models.sr import SRModel
 from lsvcr.settings import AlignSettings
 from lsvcr.training.head_start import head_start
@@ -41,14 +44,46 @@ def _settings(data: Path, vectors: Path, **changes: object) -> AlignSettings:
 def test_it_trains_sr_model_and_head_and_nothing_else(tiny_data: Path, tmp_path: Path) -> None:
     dataset = open_dataset(tiny_data)
     write_vectors(tmp_path, dataset, WIDTH)
-    heads, before = _heads(), _heads()
+    heads = _heads()
     head_start(heads, dataset, _settings(tiny_data, tmp_path, head_start_epochs=1))
-    moved = {
-        name.split(".")[0]
-        for (name, new), old in zip(heads.named_parameters(), before.parameters(), strict=True)
-        if not torch.equal(new, old)
-    }
-    assert moved == {"sr", "head"}
+    assert {name.split(".")[0] for name in moved(heads)} == {"sr", "head"}
+
+
+def moved(heads: AlignedHeads) -> set[str]:
+    """Top-level parts of the parameters that training has changed."""
+    pairs = zip(heads.named_parameters(), _heads().parameters(), strict=True)
+    return {name for (name, new), old in pairs if not torch.equal(new, old)}
+
+
+def test_the_taste_contrast_brings_texts_of_the_same_people_together(tiny_data: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(tiny_data)
+    write_vectors(tmp_path, dataset, WIDTH)
+    heads = _heads()
+    before = taste_loss(heads, dataset, tmp_path)
+    head_start(heads, dataset, _settings(tiny_data, tmp_path, head_start_epochs=0, head_start_taste_steps=60))
+    assert taste_loss(heads, dataset, tmp_path) < before - 0.2
+    assert {name.removeprefix("sr.").split(".")[0] for name in moved(heads)} == {"adapter", "head"}
+
+
+def test_epochs_behind_the_taste_contrast_leave_the_head_alone(tiny_data: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(tiny_data)
+    write_vectors(tmp_path, dataset, WIDTH)
+    short, long = _heads(), _heads()
+    for heads, epochs in ((short, 0), (long, 1)):
+        settings = _settings(tiny_data, tmp_path, head_start_taste_steps=2, head_start_epochs=epochs)
+        head_start(heads, dataset, settings)
+    assert all(
+        torch.equal(a, b) for a, b in zip(short.head.parameters(), long.head.parameters(), strict=True)
+    )
+    assert not torch.equal(short.sr.merge.weight, long.sr.merge.weight)
+
+
+def taste_loss(heads: AlignedHeads, dataset: Dataset, vectors: Path) -> float:
+    tables = [torch.from_numpy(np.load(vectors / f"{kind}_full_embs.npy")) for kind in ("photo", "comment")]
+    cache = TextStates(tables[0], tables[1], torch.device("cpu"))
+    batch = TasteStream(dataset, None, texts=500, per_text=4, seed=1).batch(0, 0, 1)
+    with torch.no_grad():
+        return float(TasteLoss(heads.sr, heads.head)(cache.rows(batch.codes), batch, cache))
 
 
 def test_the_same_seed_gives_the_same_weights(tiny_data: Path, tmp_path: Path) -> None:
