@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lsvcr.schema import Task
 from lsvcr.settings import RankSettings
 from lsvcr.utils.arguments import parse_settings
 from lsvcr.utils.errors import exit_code
@@ -59,30 +60,38 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, task: str) -> dict[str, Any]:
     """Both arms of a task: tuned on validation, read on test."""
-    from lsvcr.evaluation.result import Result
-    from lsvcr.experiments.gain import measure_gain
-    from lsvcr.experiments.runs import load_run
-    from lsvcr.schema import Task
-
-    rates, arms = {}, {}
+    rates = {}
     for arm in ("control", "aligned"):
         scores = {
             rate: [train(options, task, arm, rate, seed) for seed in range(options.seeds)]
             for rate in options.rates
         }
         rates[arm] = max(scores, key=lambda rate: sum(scores[rate]))
-        arms[arm] = [load_run(folder(options, task, arm, rates[arm], seed)) for seed in range(options.seeds)]
-    first: Result = arms["control"][0]
-    parts = {
-        "all": None,
-        **({"cold": "cold"} if Task.parse(task) is Task.REC and first.slices["cold"].any() else {}),
+    gains = compare(options, task, rates, "full")
+    if Task.parse(task) is Task.REC:  # all comments of a video are few: both protocols are the same
+        gains |= compare(options, task, rates, "sampled")
+    return {"rates": rates, "gains": gains}
+
+
+def compare(options: argparse.Namespace, task: str, rates: dict[str, float], protocol: str) -> dict[str, Any]:
+    """Gains of the arms at their rates, under one protocol: all test rows, and those of cold videos."""
+    from lsvcr.experiments.gain import measure_gain
+    from lsvcr.experiments.runs import load_run
+
+    arms = {
+        arm: [load_run(folder(options, task, arm, rate, seed), protocol) for seed in range(options.seeds)]
+        for arm, rate in rates.items()
     }
-    gains = {
-        f"{metric}, {name}": dataclasses.asdict(measure_gain(arms["aligned"], arms["control"], metric, part))
+    parts: dict[str, str | None] = {"all": None}
+    if Task.parse(task) is Task.REC and arms["control"][0].slices["cold"].any():
+        parts["cold"] = "cold"
+    return {
+        f"{protocol} {metric}, {name}": dataclasses.asdict(
+            measure_gain(arms["aligned"], arms["control"], metric, part)
+        )
         for name, part in parts.items()
         for metric in ("recall@10", "ndcg@10", "mrr@10")
     }
-    return {"rates": rates, "gains": gains}
 
 
 def folder(options: argparse.Namespace, task: str, arm: str, rate: float, seed: int) -> Path:
@@ -135,7 +144,7 @@ def show(task: str, found: dict[str, Any]) -> None:
         low, high = gain["interval"]
         seeds = ", ".join(f"{value:+.4f}" for value in gain["by_seed"])
         sys.stdout.write(
-            f"  {name:<18} control {gain['control']:.4f}  aligned {gain['aligned']:.4f}  gain {gain['gain']:+.4f} "
+            f"  {name:<23} control {gain['control']:.4f}  aligned {gain['aligned']:.4f}  gain {gain['gain']:+.4f} "
             f"({low:+.4f} to {high:+.4f})  by seed {seeds}\n"
         )
     sys.stdout.flush()

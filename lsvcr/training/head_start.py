@@ -18,11 +18,13 @@ from lsvcr.data.store import Dataset
 from lsvcr.llm.aligned import AlignedHeads
 from lsvcr.llm.wide import TasteLoss, TextStates
 from lsvcr.models.rank import RankModel
+from lsvcr.models.sr import EmbeddingHead, SRModel
 from lsvcr.schema import Split, Task
 from lsvcr.settings import AlignSettings
 from lsvcr.training.rank_batches import EpochBatches, MicroBatch
 from lsvcr.training.untuned import untuned_states
 from lsvcr.utils.distributed import rank, world_size
+from lsvcr.utils.errors import UserError
 from lsvcr.utils.logging import get_logger, progress
 from lsvcr.utils.seeding import generator, seed_everything
 
@@ -36,6 +38,8 @@ _TASTE_TEXTS = 512
 _TASTE_PEOPLE = 2
 """Most people of each of them."""
 _WEIGHT_DECAY = 1e-5
+_ROWS = 1 << 14
+"""Texts that pass through the head at once."""
 
 logger = get_logger(__name__)
 
@@ -53,7 +57,7 @@ def head_start(heads: AlignedHeads, dataset: Dataset, settings: AlignSettings) -
         settings: of stage one.
 
     Raises:
-        UserError: the vectors are missing or come from another LLM, dataset or number of layers.
+        UserError: the vectors are missing or come from another LLM, dataset or number of layers; too few likes.
     """
     if not settings.head_start_taste_steps and not settings.head_start_epochs:
         return
@@ -71,6 +75,11 @@ def _learn_taste(
     device = next(heads.parameters()).device
     states = TextStates(*tables, device)
     stream = TasteStream(dataset, None, texts=_TASTE_TEXTS, per_text=_TASTE_PEOPLE, seed=settings.seed)
+    if len(stream) < world_size():
+        raise UserError(
+            f"--head_start_taste_steps {settings.head_start_taste_steps}: nobody in {dataset.root} has liked two texts "
+            "before the validation split; give 0"
+        )
     assert heads.sr.adapter is not None
     parameters = [*heads.head.parameters(), *heads.sr.adapter.parameters()]
     optimizer = torch.optim.AdamW(
@@ -91,34 +100,21 @@ def _learn_taste(
 def _learn_ranking(
     heads: AlignedHeads, dataset: Dataset, settings: AlignSettings, tables: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    tasks = list(Task) if settings.tasks == "both" else [Task.parse(settings.tasks)]
-    models = {task: _model(heads, task, dataset, tables) for task in tasks}
-    data = {
-        task: RankData(
-            dataset,
-            task,
-            Split.TRAIN,
-            max_videos=settings.max_position,
-            max_entries=settings.max_position,
-            fill_up=False,
-        )
-        for task in tasks
-    }
-    parameters = [*heads.sr.parameters()]
-    if not settings.head_start_taste_steps:  # what the head has learned of taste, ranking would overwrite
-        parameters += heads.head.parameters()
+    head: EmbeddingHead | None = heads.head
+    if settings.head_start_taste_steps:  # what the head has learned of taste, ranking would overwrite
+        tables = (_text_vectors(heads.head, tables[0]), _text_vectors(heads.head, tables[1]))
+        head = None
+    parameters = [*heads.sr.parameters(), *(head.parameters() if head else ())]
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.head_start_learning_rate, weight_decay=_WEIGHT_DECAY
     )
-    steps = settings.head_start_epochs * sum(
-        -(-len(part) // (_BATCH * world_size())) for part in data.values()
-    )
+    data = _training_data(dataset, settings)
+    models = {task: _model(heads.sr, head, task, dataset, tables) for task in data}
     device = next(heads.parameters()).device
-    with progress(steps, "head start of the SR model on frozen text") as bar:
+    steps = sum(-(-len(part) // (_BATCH * world_size())) for part in data.values())
+    with progress(steps * settings.head_start_epochs, "head start of the SR model on frozen text") as bar:
         for epoch in range(settings.head_start_epochs):
-            seed_everything(
-                settings.seed, _DROPOUT_STREAM, epoch, dist.get_rank() if dist.is_initialized() else 0
-            )
+            seed_everything(settings.seed, _DROPOUT_STREAM, epoch, rank())
             for task, micro in _mixed(data, settings.seed, epoch):
                 loss = models[task].training_loss(micro.batch.to(device))["loss"]
                 (loss * micro.weight).backward()
@@ -126,6 +122,22 @@ def _learn_ranking(
                 optimizer.step()
                 optimizer.zero_grad()
                 bar.advance(1, f"{task.label} loss {float(loss.detach()):.3f}")
+
+
+@torch.no_grad()
+def _text_vectors(head: EmbeddingHead, states: torch.Tensor) -> torch.Tensor:
+    """What the head makes of a table: (n + 1, h) -> (n + 1, e) on the head's device."""
+    device = next(head.parameters()).device
+    return torch.cat([head(part.to(device)) for part in states.split(_ROWS)])
+
+
+def _training_data(dataset: Dataset, settings: AlignSettings) -> dict[Task, RankData]:
+    tasks = list(Task) if settings.tasks == "both" else [Task.parse(settings.tasks)]
+    longest = settings.max_position
+    return {
+        task: RankData(dataset, task, Split.TRAIN, max_videos=longest, max_entries=longest, fill_up=False)
+        for task in tasks
+    }
 
 
 def _mixed(data: dict[Task, RankData], seed: int, epoch: int) -> Iterator[tuple[Task, MicroBatch]]:
@@ -158,9 +170,11 @@ def _average_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def _model(
-    heads: AlignedHeads, task: Task, dataset: Dataset, tables: tuple[torch.Tensor, torch.Tensor]
+    sr: SRModel,
+    head: EmbeddingHead | None,
+    task: Task,
+    dataset: Dataset,
+    tables: tuple[torch.Tensor, torch.Tensor],
 ) -> RankModel:
-    model = RankModel(
-        heads.sr, task, *tables, n_videos=dataset.n_videos, n_comments=dataset.n_comments, head=heads.head
-    )
-    return model.to(next(heads.parameters()).device).train()
+    model = RankModel(sr, task, *tables, n_videos=dataset.n_videos, n_comments=dataset.n_comments, head=head)
+    return model.to(next(sr.parameters()).device).train()

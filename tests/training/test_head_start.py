@@ -76,6 +76,8 @@ def test_epochs_behind_the_taste_contrast_leave_the_head_alone(tiny_data: Path, 
         torch.equal(a, b) for a, b in zip(short.head.parameters(), long.head.parameters(), strict=True)
     )
     assert not torch.equal(short.sr.merge.weight, long.sr.merge.weight)
+    # Stage one begins with no gradient left over, and trains the head again.
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in long.parameters())
 
 
 def taste_loss(heads: AlignedHeads, dataset: Dataset, vectors: Path) -> float:
