@@ -27,6 +27,9 @@ class TableSettings:
     """Settings of `lsvcr table`, apart from its LABEL=FOLDER words."""
 
     data: str = option("", "prepared dataset that all runs were trained on")
+    protocol: Literal["full", "sampled"] = option(
+        "full", "candidates: the full catalogue (CommRank: the video's comments), or those stored with the dataset"
+    )
     json: bool = option(False, "print one JSON object instead of a table")
 
 
@@ -102,7 +105,7 @@ def _table(argv: Sequence[str]) -> None:
     runs = parse_runs(words)
     from lsvcr.experiments.table import compare_runs, print_table
 
-    report = compare_runs(settings.data, runs)
+    report = compare_runs(settings.data, runs, settings.protocol)
     if settings.json:
         sys.stdout.write(json.dumps(report) + "\n")
     else:

@@ -237,6 +237,8 @@ Next:
   source $(printf %q "$ROOT")/.venv/bin/activate
   lsvcr evaluate $OUT/aligned/Rec --data $OUT/data
       every metric of one model
+  lsvcr table --data $OUT/data --protocol sampled "ids=$OUT/ids" "untuned=$OUT/untuned" "both=$OUT/aligned"
+      the table again, each target among 100 candidates as in the paper
   python scripts/measure_gain.py --data $OUT/data --aligned $OUT/align --out $OUT/gain --config config/finetune/demo.yaml
       what stage one adds, with several seeds and both sides tuned alike
   lsvcr prepare --help

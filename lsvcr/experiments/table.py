@@ -1,7 +1,7 @@
 """Several models in one table: both tasks, one protocol, cold videos apart."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lsvcr.baselines.popularity import evaluate_popularity
 from lsvcr.data.store import open_dataset
-from lsvcr.evaluation.protocol import FULL
+from lsvcr.evaluation.protocol import Protocol
 from lsvcr.evaluation.result import Result, same_protocol
 from lsvcr.evaluation.significance import paired
 from lsvcr.experiments.runs import load_task_runs
@@ -21,12 +21,15 @@ COLD = "cold"
 POPULARITY = "popularity"
 
 
-def compare_runs(data: str, runs: Mapping[str, str]) -> dict[str, Any]:
-    """Read finished runs and set popularity beside them, on the test split and the full catalogue.
+def compare_runs(
+    data: str, runs: Mapping[str, str], protocol: Literal["full", "sampled"] = "full"
+) -> dict[str, Any]:
+    """Read finished runs and set popularity beside them, on the test split.
 
     Args:
         data: the prepared dataset.
         runs: label -> folder with the runs Rec/ and CommRank/, in the order of the table.
+        protocol: every video, or every comment of the video; or the stored candidates.
 
     Returns:
         `models`: label -> task -> metric -> value (and `cold`, NDCG@10 of cold targets, for Rec).
@@ -39,11 +42,11 @@ def compare_runs(data: str, runs: Mapping[str, str]) -> dict[str, Any]:
     dataset = open_dataset(data)
     models: dict[str, dict[Task, Result]] = {
         POPULARITY: {
-            task: evaluate_popularity(dataset, task, Split.TEST, protocols={"full": FULL})["full"]
+            task: evaluate_popularity(dataset, task, Split.TEST, protocols={"": Protocol(protocol)})[""]
             for task in Task
         }
     }
-    models |= {label: load_task_runs(folder) for label, folder in runs.items()}
+    models |= {label: load_task_runs(folder, protocol) for label, folder in runs.items()}
     for task in Task:
         same_protocol({label: results[task] for label, results in models.items() if task in results})
     return {

@@ -10,7 +10,7 @@ import pytest
 from lsvcr import cli
 from lsvcr.baselines.popularity import evaluate_popularity
 from lsvcr.data.store import open_dataset
-from lsvcr.evaluation.protocol import FULL
+from lsvcr.evaluation.protocol import FULL, Protocol
 from lsvcr.evaluation.result import Result
 from lsvcr.experiments.table import COLUMNS, compare_runs, print_table
 from lsvcr.schema import Split, Task
@@ -69,6 +69,16 @@ def test_what_the_last_row_adds(tiny_data, popular, two_runs):
     # Both are perfect in the two cold rows.
     assert (gain["rec"]["cold"]["difference"], gain["rec"]["cold"]["rows"]) == (0, 2)
     assert "comm_rank" not in gain
+
+
+def test_stored_candidates_instead_of_the_catalogue(tiny_data, tmp_path):
+    dataset = open_dataset(tiny_data)
+    sampled = evaluate_popularity(dataset, Task.REC, Split.TEST, protocols={"": Protocol("sampled")})[""]
+    write_run(tmp_path / "Rec", sampled, "sampled")
+    models = compare_runs(str(tiny_data), {"mine": str(tmp_path)}, "sampled")["models"]
+    assert models["mine"]["rec"] == models["popularity"]["rec"]
+    with pytest.raises(UserError, match="rows_full.safetensors is missing"):
+        compare_runs(str(tiny_data), {"mine": str(tmp_path)})
 
 
 def test_one_run_is_compared_with_nothing(tiny_data, two_runs):
