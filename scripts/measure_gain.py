@@ -42,7 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=["Rec", "CommRank"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--rates", nargs="+", type=float, default=[1e-3, 3e-3], help="learning rates of the grid"
+        "--rates", nargs="+", type=float, default=[1e-3, 2e-3], help="learning rates of the grid"
     )
     parser.add_argument("--config", default="", help="YAML file of stage-two settings, for both arms")
     return parser.parse_args()
