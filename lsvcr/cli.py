@@ -28,7 +28,8 @@ class TableSettings:
 
     data: str = option("", "prepared dataset that all runs were trained on")
     protocol: Literal["full", "sampled"] = option(
-        "full", "candidates: the full catalogue (CommRank: the video's comments), or those stored with the dataset"
+        "full",
+        "candidates: the full catalogue (CommRank: the video's comments), or those stored with the dataset",
     )
     json: bool = option(False, "print one JSON object instead of a table")
 
