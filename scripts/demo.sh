@@ -8,7 +8,7 @@ usage() {
 usage: bash scripts/demo.sh [KEY=VALUE ...]
 
 Makes the environment, simulates a small video world, trains stage one with a small LLM and stage two for both tasks,
-and prints one table. Without a GPU: 2 cores, 8 GB of memory, 10 to 20 minutes. Run it again and it takes up where it
+and prints one table. Without a GPU: 2 cores, 8 GB of memory, 15 to 20 minutes. Run it again and it takes up where it
 stopped; what is finished is used again.
 
   OUT              folder that receives everything (./demo)
