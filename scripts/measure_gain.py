@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace, task: str) -> dict[str, Any]:
         }
         rates[arm] = max(scores, key=lambda rate: sum(scores[rate]))
     gains = compare(options, task, rates, "full")
-    if Task.parse(task) is Task.REC:  # all comments of a video are few: both protocols are the same
+    if Task.parse(task) is Task.REC:  # CommRank: the video's comments under both, up to 100
         gains |= compare(options, task, rates, "sampled")
     return {"rates": rates, "gains": gains}
 

@@ -4,13 +4,14 @@ A person is shown by other texts that they liked, titles and comments alike. Wha
 what people's taste is about, and a pair of them costs no prompt.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lsvcr.data.draws import integers
+from lsvcr.data.rank_wide import FreshTexts
 from lsvcr.data.rounds import Rounds
 from lsvcr.data.spans import Spans, rows_of
 from lsvcr.data.store import Csr, Dataset
@@ -24,7 +25,7 @@ _ORDER_STREAM, _LIKER_STREAM, _SHOWN_STREAM = 64, 65, 66
 
 
 @dataclass
-class TasteBatch:
+class TasteBatch(FreshTexts):
     """Fresh texts and people who liked them. Codes are those of `video_code` and `comment_code`.
 
     Attributes:
@@ -36,22 +37,10 @@ class TasteBatch:
         liked: (Q, N) bool, which of these the person liked.
     """
 
-    codes: Tensor
-    texts: list[list[int]]
     shown: Tensor
     owners: Tensor
     labels: Tensor
     liked: Tensor
-
-    def to(self, device: torch.device) -> "TasteBatch":
-        """The same batch on another device."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "texts"}
-        return replace(self, **moved)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that the LLM reads for it, without padding."""
-        return sum(map(len, self.texts))
 
 
 class TasteStream:

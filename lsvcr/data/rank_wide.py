@@ -5,6 +5,7 @@ training samples: all of these can learn from it in one step, if the other texts
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,9 +19,34 @@ from lsvcr.utils.seeding import generator
 
 _ORDER_STREAM, _ROW_STREAM = 61, 62
 
+_Batch = TypeVar("_Batch", bound="FreshTexts")
+
 
 @dataclass
-class WideBatch:
+class FreshTexts:
+    """Texts that a step reads afresh, and what a sub-class learns from them.
+
+    Attributes:
+        codes: (N,) int64, see `video_code` and `comment_code`.
+        texts: their N token id lists.
+    """
+
+    codes: Tensor
+    texts: list[list[int]]
+
+    def to(self: _Batch, device: torch.device) -> _Batch:
+        """The same batch on another device."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "texts"}
+        return replace(self, **moved)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the LLM reads for it, without padding."""
+        return sum(map(len, self.texts))
+
+
+@dataclass
+class WideBatch(FreshTexts):
     """Fresh titles and the samples that rank them, in a numbering of its own.
 
     Attributes:
@@ -31,21 +57,9 @@ class WideBatch:
         cached_videos, cached_comments: (V,) and (C,) int64 indices of the cached texts, in the order of their numbers.
     """
 
-    codes: Tensor
-    texts: list[list[int]]
     samples: RankBatch
     cached_videos: Tensor
     cached_comments: Tensor
-
-    def to(self, device: torch.device) -> "WideBatch":
-        """The same batch on another device."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "texts"}
-        return replace(self, **moved)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that the LLM reads for it, without padding."""
-        return sum(map(len, self.texts))
 
 
 class WideStream:

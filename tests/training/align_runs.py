@@ -158,7 +158,8 @@ def first_gradients(folder: Path, data: str) -> dict[str, Any]:
         assert wide is not None
         before = [wide.cache.videos.clone(), wide.cache.comments.clone()]
         positions = draw_positions(mine, (4, 4), own.max_position, 0, 0)
-        losses = engine(mine, positions, wide.batches(0), wide.cache)
+        parts_read = wide.batches(0)
+        losses = engine(mine, positions, parts_read, wide.cache)
         engine.backward(losses["loss"])
         means = {name: float(reduce_sum(value.detach()) / world_size()) for name, value in losses.items()}
         gradients = {name: safe_get_full_grad(p).clone() for name, p in trainable(engine.module).items()}
@@ -167,6 +168,7 @@ def first_gradients(folder: Path, data: str) -> dict[str, Any]:
         "gradients": gradients,
         "texts": len(mine.texts),
         "tasks": mine.is_rec.tolist(),
+        "codes": {code for part in parts_read for code in part.codes.tolist()},
         "cache": [wide.cache.videos, wide.cache.comments],
         "read": [
             int((now != then).any(dim=1).sum())

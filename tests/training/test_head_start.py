@@ -50,7 +50,7 @@ def test_it_trains_sr_model_and_head_and_nothing_else(tiny_data: Path, tmp_path:
 
 
 def moved(heads: AlignedHeads) -> set[str]:
-    """Top-level parts of the parameters that training has changed."""
+    """Names of the parameters that training has changed."""
     pairs = zip(heads.named_parameters(), _heads().parameters(), strict=True)
     return {name for (name, new), old in pairs if not torch.equal(new, old)}
 
