@@ -28,7 +28,7 @@ STEPS=7
 NUMBER=0
 STEP="the arguments"
 WATCHER=""
-declare -A JOBS=()
+declare -A JOBS=() LABELS=() STARTED=()
 STAGE_ONE=()
 STAGE_TWO=()
 
@@ -52,10 +52,8 @@ main() {
     unless_there "$OUT/data/comment_full_embs.npy" embed_untuned
     headline "stage one: $LLM teaches the SR model ($OUT/align)"
     unless_there "$OUT/align/best/comment_embs.npy" align
-    headline "stage two: three models, each for both tasks at once, stopped by its validation figure"
-    finetune "ids only" ids none --disable_text True
-    finetune "untuned LLM text" untuned none
-    finetune "both stages" aligned "$OUT/align"
+    headline "stage two: three models for each of two tasks, two at a time, stopped by their validation figures"
+    stage_two
     headline "the table: test split, every video and every comment of the video is a candidate"
     COLUMNS="${COLUMNS:-$(width)}" lsvcr table --data "$OUT/data" "ids only=$OUT/ids" \
         "untuned text$CUT=$OUT/untuned" "both stages$CUT=$OUT/aligned" | tee "$OUT/table.txt"
@@ -124,40 +122,61 @@ align() {
         OUTPUT_DIR="$OUT/align" SEED="$SEED" "${STAGE_ONE[@]}"
 }
 
-# finetune LABEL FOLDER CHECKPOINT FLAGS...: both tasks side by side, one line each; what the program says goes to a log.
-finetune() {
-    local label="$1" folder="$2" checkpoint="$3" task started=$SECONDS status=0 failed=""
-    shift 3
-    STEP="stage two, $label (logs: $OUT/logs/$folder-*.log)"
+# Six models, two of them at a time. Rec takes twice as long as CommRank, so it goes first: both cores end together.
+stage_two() {
+    local task
+    STEP="stage two (logs: $OUT/logs)"
     for task in Rec CommRank; do
-        [ -e "$OUT/$folder/$task/metrics.json" ] || start_training "$label" "$folder" "$checkpoint" "$task" "$@"
+        train ids "$task" "ids only" none --disable_text True
+        train untuned "$task" "untuned LLM text" none
+        train aligned "$task" "both stages" "$OUT/align"
     done
-    for task in "${!JOBS[@]}"; do
-        wait "${JOBS[$task]}" || { status=$? && failed="$task"; }
-    done
-    JOBS=()
+    until_running 0
     stop_watching
-    if [ -n "$failed" ]; then
-        tail -n 15 "$OUT/logs/$folder-$failed.log" >&2
-        exit "$status"
-    fi
-    for task in Rec CommRank; do
-        printf '   %-28s NDCG@10 %s\n' "$label, $task" "$(ndcg "$OUT/$folder/$task/metrics.json")"
-    done
-    say "   $(clock $((SECONDS - started)))"
 }
 
-# start_training LABEL FOLDER CHECKPOINT TASK FLAGS...: on half of the cores, in a session of its own, so that it can be
-# ended with all its processes. The first one started is the one that is watched.
-start_training() {
-    local label="$1" folder="$2" checkpoint="$3" task="$4" log="$OUT/logs/$2-$4.log" cores
+# train FOLDER TASK LABEL CHECKPOINT FLAGS...: start one training as soon as fewer than two run; what it says goes to a log.
+# Half of the cores are its own; so is its session, so that it can be ended with all its processes.
+train() {
+    local run="$1/$2" task="$2" label="$3, $2" checkpoint="$4" log="$OUT/logs/$1-$2.log" cores
     shift 4
-    [ -n "$WATCHER" ] || watch "$label, $task" "$log"
+    if [ -e "$OUT/$run/metrics.json" ]; then
+        say "   $label: done before, used again"
+        return
+    fi
+    until_running 1
+    [ -n "$WATCHER" ] || watch
     cores="$(nproc 2>/dev/null || echo 2)"
     OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))}" \
         setsid bash "$ROOT/scripts/finetune.sh" TASK="$task" DATASET_PATH="$OUT/data" PRETRAIN_CKPT="$checkpoint" \
-        OUTPUT_DIR="$OUT/$folder/$task" SEED="$SEED" "${STAGE_TWO[@]}" "$@" >"$log" 2>&1 &
-    JOBS[$task]=$!
+        OUTPUT_DIR="$OUT/$run" SEED="$SEED" "${STAGE_TWO[@]}" "$@" >"$log" 2>&1 &
+    JOBS[$run]=$! LABELS[$run]="$label" STARTED[$run]=$SECONDS
+}
+
+# until_running N: wait until at most N trainings are left, and say of each that ends how it went.
+until_running() {
+    local run
+    while [ "${#JOBS[@]}" -gt "$1" ]; do
+        sleep 0.5
+        for run in "${!JOBS[@]}"; do
+            kill -0 "${JOBS[$run]}" 2>/dev/null || ended_training "$run"
+        done
+    done
+}
+
+ended_training() {
+    local run="$1" status=0
+    wait "${JOBS[$run]}" || status=$?
+    unset "JOBS[$run]"
+    if [ "$status" -ne 0 ]; then
+        stop_watching
+        STEP="stage two, ${LABELS[$run]} (log: $OUT/logs/${run/\//-}.log)"
+        tail -n 15 "$OUT/logs/${run/\//-}.log" >&2
+        exit "$status"
+    fi
+    clear_line
+    printf '   %-28s NDCG@10 %s   (%s)\n' "${LABELS[$run]}" "$(ndcg "$OUT/$run/metrics.json")" \
+        "$(clock $((SECONDS - STARTED[$run])))"
 }
 
 ndcg() {
@@ -165,14 +184,19 @@ ndcg() {
 print("%.4f" % json.load(open(sys.argv[1]))["protocols"]["full"]["metrics"]["ndcg@10"]["value"])' "$1"
 }
 
-# On a terminal, one line that shows the latest epoch of a log.
+# On a terminal, one line that shows the latest epoch of any log.
 watch() {
     [ -t 1 ] || return 0
-    : >"$2"
     while sleep 1; do
-        printf '\r\033[K   %s: %.90s' "$1" "$(sed -n 's/^[0-9:]* \(epoch .*\)/\1/p' "$2" | tail -n 1)"
+        printf '\r\033[K   %.100s' "$(latest_epoch)"
     done &
     WATCHER=$!
+}
+
+latest_epoch() {
+    local log
+    log="$(ls -t "$OUT"/logs/*.log | head -n 1)"
+    printf '%s: %s' "$(basename "$log" .log)" "$(sed -n 's/^[0-9:]* \(epoch .*\)/\1/p' "$log" | tail -n 1)"
 }
 
 stop_watching() {
@@ -180,8 +204,10 @@ stop_watching() {
     kill "$WATCHER" 2>/dev/null || true
     wait "$WATCHER" 2>/dev/null || true
     WATCHER=""
-    printf '\r\033[K'
+    clear_line
 }
+
+clear_line() { [ ! -t 1 ] || printf '\r\033[K'; }
 
 headline() {
     NUMBER=$((NUMBER + 1)) STEP="$*"
@@ -211,12 +237,13 @@ ended() {
     local job
     stop_watching
     for job in "${JOBS[@]}"; do kill -- "-$job" 2>/dev/null || true; done
-    [ "$1" -ne 0 ] && [ -n "$STEP" ] || return 0
+    [ -n "$STEP" ] || return 0
     {
         printf '\ndemo.sh stopped in this step: %s\n' "$STEP"
         case "$1" in
-            130 | 143) say "It was stopped from outside. The same command takes up where it stopped." ;;
-            137 | 247) say "A process was killed, most likely for want of memory: about 8 GB must be free." \
+            # A signal that ends bash between two commands leaves the first one's status here: 0.
+            0 | 130 | 143) say "It was stopped from outside. The same command takes up where it stopped." ;;
+            137) say "A process was killed, most likely for want of memory: about 8 GB must be free." \
                 "The same command takes up where it stopped." ;;
             *) say "What is wrong stands above. Once it is mended, the same command takes up where it stopped." ;;
         esac

@@ -224,17 +224,17 @@ class RankModel(nn.Module):
         """Projected texts of `ids` (N,) -> (N, d)."""
         if text is None:
             return torch.zeros(len(ids), self.sr.hidden, device=self.device)
-        vectors = text[ids]
+        return self._adapt(text[ids])
+
+    def _adapt(self, vectors: Tensor) -> Tensor:
         projected: Tensor = self.sr.project(vectors if self.head is None else self.head(vectors))
         return projected
 
     def _table(self, text: Tensor | None, count: int) -> Tensor:
         """Projected texts of a whole table (n + 1, d), in parts so that what is between stays small."""
-        parts = [
-            self._project(text, torch.arange(start, min(start + TABLE_ROWS, count + 1), device=self.device))
-            for start in range(0, count + 1, TABLE_ROWS)
-        ]
-        return torch.cat(parts)
+        if text is None:
+            return self._project(None, self._every(count))
+        return torch.cat([self._adapt(part) for part in text.split(TABLE_ROWS)])
 
     def _all_titles(self) -> Tensor:
         if self._titles is None or self.training:

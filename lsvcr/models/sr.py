@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsvcr.nn.attention import LAYER_NORM_EPS, CrossLayer, MultiHeadAttention, causal_stack, initialise
+from lsvcr.nn.dropout import Dropout
 from lsvcr.nn.masks import open_first
 from lsvcr.nn.pooling import AdditivePooling
 from lsvcr.nn.similarity import cosine_logits
@@ -79,7 +80,7 @@ class EmbeddingHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(..., h) -> (..., e). A row of zeros (no text) stays a row of zeros, as in the embedding files."""
-        some_text = (pooled != 0).any(dim=-1, keepdim=True)
+        some_text = pooled.abs().amax(dim=-1, keepdim=True) > 0
         standard = (pooled - self.center.to(pooled.dtype)) / self.scale.to(pooled.dtype)
         vectors: Tensor = self.outer(F.gelu(self.inner(standard)))
         return vectors * some_text.to(vectors.dtype)
@@ -160,7 +161,7 @@ class SRModel(nn.Module):
         self.comment_position = nn.Embedding(max_position, hidden)
         self.video_norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
         self.comment_norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.video_encoder = causal_stack(layers, inner=inner, **shape)
         self.comment_encoder = causal_stack(layers, inner=inner, **shape)
         self.video_cross = CrossLayer(inner=inner, **shape)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsvcr.nn.attention import LAYER_NORM_EPS
+from lsvcr.nn.dropout import Dropout
 from lsvcr.nn.precision import at_least_float32
 
 
@@ -17,7 +18,7 @@ class AdditivePooling(nn.Module):
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.inner = nn.Linear(width, 2 * width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(2 * width, eps=LAYER_NORM_EPS)
         self.score = nn.Linear(2 * width, 1)
 

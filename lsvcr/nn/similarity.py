@@ -28,6 +28,5 @@ def cosine_logits(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
         by up to 0.03.
     """
     with torch.autocast(device_type=queries.device.type, enabled=False):
-        left, right = unit(queries), unit(keys)
-        products = left @ right.T if keys.dim() == 2 else (right @ left.unsqueeze(-1)).squeeze(-1)
-        return products / temperature
+        left, right = unit(queries) / temperature, unit(keys)
+        return left @ right.T if keys.dim() == 2 else (right @ left.unsqueeze(-1)).squeeze(-1)

@@ -7,6 +7,7 @@ stays.
 """
 
 import logging
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
@@ -19,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the launcher named by the first argument on the others.
 
     Returns:
-        0; else the exit code of the first process that failed (accelerate with one process: 1); 130 after Ctrl-C.
+        0; else the exit code of the first process that failed, 128 + signal if one ended it; 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in _LAUNCHERS:
@@ -37,11 +38,7 @@ def _torchrun(argv: Sequence[str]) -> int:
 def _accelerate(argv: Sequence[str]) -> int:
     import accelerate.commands.launch as command
 
-    def launch() -> None:
-        # Quiet: where it starts one process only, no traceback of its own either.
-        command.launch_command(command.launch_command_parser().parse_args(["--quiet", *argv]))
-
-    return _guarded(launch)
+    return _guarded(lambda: command.launch_command(command.launch_command_parser().parse_args(list(argv))))
 
 
 def _guarded(run: Callable[[], object]) -> int:
@@ -57,7 +54,9 @@ def _guarded(run: Callable[[], object]) -> int:
         _, first = failed.get_first_failure()
         if first.exitcode not in (USER_ERROR_CODE, INTERRUPTED_CODE):
             sys.stderr.write(f"{failed}\n")
-        return int(first.exitcode) if first.exitcode > 0 else 1
+        return _as_shells_say(first.exitcode)
+    except subprocess.CalledProcessError as failed:  # accelerate, where it starts one process only
+        return _as_shells_say(failed.returncode)
     except (KeyboardInterrupt, SignalException):
         return INTERRUPTED_CODE
     except SystemExit as stopped:
@@ -66,6 +65,11 @@ def _guarded(run: Callable[[], object]) -> int:
         sys.stderr.write(f"error: {refused}\n")
         return USER_ERROR_CODE
     return 0
+
+
+def _as_shells_say(code: int) -> int:
+    """Python counts processes that a signal ended downwards from 0, a shell upwards from 128."""
+    return code if code > 0 else 128 - code
 
 
 if __name__ == "__main__":

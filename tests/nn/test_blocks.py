@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsvcr.nn.attention import CausalLayer, CrossLayer, MultiHeadAttention
+from lsvcr.nn.dropout import Dropout
 from lsvcr.nn.masks import open_first
 from lsvcr.nn.pooling import AdditivePooling, mean_pooling
 from lsvcr.nn.ragged import segment_mean
@@ -112,6 +113,31 @@ def test_dropout_acts_in_training_alone():
     assert not torch.equal(layer(states), layer(states))
     layer.eval()
     assert torch.equal(layer(states), layer(states))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.3, 0.5, 1.0])
+def test_dropout_drops_its_share_and_keeps_the_mean_and_the_gradient(p):
+    torch.manual_seed(0)
+    x = torch.full((1003, 101), 2.0, requires_grad=True)
+    y = Dropout(p)(x)
+    y.sum().backward()
+    kept = y != 0
+    deviation = 5 * math.sqrt(p * (1 - p) / x.numel())
+    assert abs(kept.float().mean().item() - (1 - p)) <= deviation
+    assert torch.allclose(y[kept], torch.tensor(2 / (1 - p) if p < 1 else 0.0), rtol=1e-4)
+    assert torch.equal(x.grad, y.detach() / 2)
+
+
+def test_dropout_is_drawn_anew_from_the_global_generator_without_a_pattern():
+    torch.manual_seed(1)
+    ones, dropout = torch.ones(4096, 64), Dropout(0.5)
+    first, second = dropout(ones), dropout(ones)
+    torch.manual_seed(1)
+    assert torch.equal(dropout(ones), first) and not torch.equal(first, second)
+    # Four numbers come of one draw: neighbours must be as independent as any.
+    centred = (first > 0).float() - 0.5
+    for step in (1, 2, 3, 4):
+        assert abs((centred[:, step:] * centred[:, :-step]).mean().item()) < 5 * 0.25 / math.sqrt(4096 * 60)
 
 
 def test_heads_must_divide_the_width():

@@ -8,6 +8,7 @@ import pytest
 
 from lsvcr.utils import errors
 from lsvcr.utils.errors import UserError, exit_code
+from tests.guards.source import ROOT
 
 
 def raiser(error: BaseException):
@@ -92,6 +93,23 @@ def test_launched_processes_end_in_one_sentence(tmp_path: Path, who, code, expec
         assert "ValueError: a defect" in done.stderr and "FAILED" in done.stderr
     else:
         assert done.stderr == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("sys.exit(0)", 0),
+        ("sys.stderr.write('error: what to do\\n'); sys.exit(2)", 2),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137),
+    ],
+)
+def test_one_process_under_accelerate_keeps_its_exit_code(tmp_path: Path, body, code):
+    (tmp_path / "job.py").write_text(f"import os, signal, sys\n{body}\n")
+    config = str(ROOT / "config" / "accelerate_config.yaml")
+    launcher = [sys.executable, "-m", "lsvcr.utils.launch", "accelerate", "--config_file", config]
+    done = subprocess.run([*launcher, str(tmp_path / "job.py")], capture_output=True, text=True)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr and ("what to do" in done.stderr) == (code == 2)
 
 
 def test_the_launcher_names_its_use(capsys):
