@@ -8,7 +8,7 @@ usage() {
 usage: bash scripts/demo.sh [KEY=VALUE ...]
 
 Makes the environment, simulates a small video world, trains stage one with a small LLM and stage two for both tasks,
-and prints one table. Without a GPU: 2 cores, 8 GB of memory, 15 to 20 minutes. Run it again and it takes up where it
+and prints one table. Without a GPU: 2 cores, 8 GB of memory, 10 to 15 minutes. Run it again and it takes up where it
 stopped; what is finished is used again.
 
   OUT              folder that receives everything (./demo)
@@ -55,7 +55,7 @@ main() {
     headline "stage two: three models for each of two tasks, two at a time, stopped by their validation figures"
     stage_two
     headline "the table: test split, every video and every comment of the video is a candidate"
-    COLUMNS="${COLUMNS:-$(width)}" lsvcr table --data "$OUT/data" "ids only=$OUT/ids" \
+    lsvcr table --data "$OUT/data" "ids only=$OUT/ids" \
         "untuned text$CUT=$OUT/untuned" "both stages$CUT=$OUT/aligned" | tee "$OUT/table.txt"
     STEP=""
     closing
@@ -225,13 +225,6 @@ unless_there() {
 }
 
 clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
-
-# The table needs a little more than a narrow terminal has.
-width() {
-    local columns
-    columns="$(tput cols 2>/dev/null || echo 0)"
-    if [ -t 1 ] && [ "$columns" -gt 0 ]; then echo "$columns"; else echo 120; fi
-}
 
 ended() {
     local job

@@ -19,6 +19,8 @@ COLUMNS = ("recall@10", "ndcg@10", "mrr@10")
 COLD_COLUMN = "ndcg@10"
 COLD = "cold"
 POPULARITY = "popularity"
+WIDEST = 1000
+"""Characters: as wide as any table of a few labels gets."""
 
 
 def compare_runs(
@@ -75,6 +77,9 @@ def print_table(report: Mapping[str, Any]) -> None:
             cells += ["-" if figures.get(name) is None else f"{figures[name]:.4f}" for name in names]
         table.add_row(label, *cells)
     console = Console()
+    # A terminal that is too narrow breaks lines; rich would shorten names and figures to fit it.
+    needed = console.measure(table, options=console.options.update(max_width=WIDEST)).maximum
+    console = Console(width=max(console.width, needed))
     console.print(table)
     for sentence in _sentences(report):
         console.print(sentence, highlight=False)

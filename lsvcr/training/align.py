@@ -104,12 +104,12 @@ class AlignTrainer:
     def run(self) -> Path:
         """Train from where the run stands to its end; see `align`."""
         with run_lock(self._run):
-            return self._train(self._standing())
+            window = _Window(self._names, self._device)
+            return self._train(self._standing(window), window)
 
-    def _train(self, start: int) -> Path:
+    def _train(self, start: int, window: "_Window") -> Path:
         self._introduce(start)
         writer = MetricsWriter(self._run, self._settings.report_to, resume_step=start)
-        window = _Window(self._names)
         numbers = micro_batches(
             start * self._plan.accumulation,
             self._plan.steps * self._plan.accumulation,
@@ -129,7 +129,7 @@ class AlignTrainer:
                 if done % self._settings.logging_steps == 0 or done == self._plan.steps:
                     writer.log(done, self._log_line(step, window))
                 bar.advance(1, f"loss {window.last_loss:.3f}")
-                self._milestones(done, writer)
+                self._milestones(done, writer, window)
         writer.close()
         return self._finish()
 
@@ -165,7 +165,7 @@ class AlignTrainer:
             )
         return losses
 
-    def _milestones(self, done: int, writer: MetricsWriter) -> None:
+    def _milestones(self, done: int, writer: MetricsWriter, window: "_Window") -> None:
         """Validation and checkpoints that are due after `done` steps, and both at the end."""
         at_end = done == self._plan.steps
         save = at_end or (self._plan.save_every > 0 and done % self._plan.save_every == 0)
@@ -174,13 +174,13 @@ class AlignTrainer:
         keep_best = improved and self._settings.load_best_model_at_end
         if not save and not keep_best:
             return
-        state = gather_state(self._engine)
+        state, open_window = gather_state(self._engine), window.state()
         if is_main():
             model = self._engine.module
             if keep_best or (at_end and not self._keeps_best()):
                 write_checkpoint(self._run / BEST_DIR, model, state, self._manifest(done))
             if save:
-                trainer = {"step": done, "best": self._best, "seconds": self._seconds}
+                trainer = {"step": done, "best": self._best, "seconds": self._seconds, "window": open_window}
                 state |= self._wide.cache.state() if self._wide else {}
                 write_checkpoint(self._run / LAST_DIR, model, state, self._manifest(done), trainer)
         barrier()
@@ -199,8 +199,8 @@ class AlignTrainer:
             self._best = self._figures[SELECTION]
         return better
 
-    def _standing(self) -> int:
-        """Optimiser steps already done: 0, or where an interrupted run in the folder stopped."""
+    def _standing(self, window: "_Window") -> int:
+        """Optimiser steps already done: 0, or where an interrupted run in the folder stopped; and its open window."""
         last = self._run / LAST_DIR
         found = broadcast_object(last.is_dir())
         if found and not self._settings.resume:
@@ -219,6 +219,7 @@ class AlignTrainer:
             self._wide.cache.take(state)
         restore_state(self._engine, state, standing["step"])
         self._best, self._seconds = standing["best"], standing["seconds"]
+        window.take(standing["window"])
         return int(standing["step"])
 
     def _introduce(self, start: int) -> None:
@@ -275,32 +276,36 @@ class AlignTrainer:
 class _Window:
     """Sums between two log lines."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self._names = names
-        self.norm, self.last_loss = 0.0, float("nan")
-        self._reset()
-
-    def _reset(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._micro, self._tokens, self.seconds = 0, 0, 0.0
+        # One sum a loss, then micro-batches and tokens.
+        self._sums = torch.zeros(len(names) + 2, dtype=torch.float64, device=device)
+        self.norm, self.last_loss, self.seconds = 0.0, float("nan"), 0.0
 
     def add(self, losses: dict[str, Tensor], tokens: int) -> None:
         """Count one micro-batch of this process."""
-        for name in self._names:
-            value = losses[name].detach().double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
         self.last_loss = losses["loss"].item()
-        self._micro, self._tokens = self._micro + 1, self._tokens + tokens
+        values = torch.stack([losses[name].detach().double() for name in self._names])
+        self._sums += torch.cat([values, values.new_tensor([1, tokens])])
+
+    def state(self) -> dict[str, Any]:
+        """Where an open window stands, for `take`; every process must call it."""
+        return {"sums": reduce_sum(self._sums).tolist(), "seconds": self.seconds}
+
+    def take(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, on however many processes: the first one keeps the sums of all."""
+        self.seconds = state["seconds"]
+        if is_main():
+            self._sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
 
     def close(self) -> tuple[dict[str, float], float]:
         """Means of all processes by name, tokens a second, and seconds of training; every process must call it."""
         seconds = self.seconds
-        own = torch.stack([self._sums[name] for name in self._names])
-        counts = own.new_tensor([self._micro, self._tokens])
-        total = reduce_sum(torch.cat([own, counts])).tolist()
+        total = reduce_sum(self._sums).tolist()
         figures = {f"train/{name}": total[i] / total[-2] for i, name in enumerate(self._names)}
         figures["train/tokens_per_s"] = total[-1] / seconds
-        self._reset()
+        self._sums.zero_()
+        self.seconds = 0.0
         return figures, seconds
 
 
