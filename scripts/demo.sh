@@ -226,22 +226,11 @@ unless_there() {
 
 clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 
-# Bash alone would die of a signal and leave the step it waits for running unseen.
-descendants() {
-    local child
-    for child in $(ps -o pid= --ppid "$1" 2>/dev/null); do
-        printf '%s ' "$child"
-        descendants "$child"
-    done
-}
-
 ended() {
     local job
     stop_watching
     for job in "${JOBS[@]}"; do kill -- "-$job" 2>/dev/null || true; done
     [ -n "$STEP" ] || return 0
-    # shellcheck disable=SC2046
-    kill $(descendants "$$") 2>/dev/null || true
     {
         printf '\ndemo.sh stopped in this step: %s\n' "$STEP"
         case "$1" in
