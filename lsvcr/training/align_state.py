@@ -34,6 +34,9 @@ from lsvcr.utils.logging import get_logger
 KIND = "stage-one"
 TRAINER_WEIGHTS_FILE = "trainer.safetensors"
 TRAINER_FILE = "trainer.json"
+STANDING = ("step", "best", "seconds", "window")
+"""What `trainer.json` says: steps done, best validation figure, seconds of training, sums since the last log line."""
+
 LOCK_FILE = ".lock"
 HEADS = "heads."
 """Prefix of the fully trained parameters inside `AlignedModel`; left out in the file."""
@@ -155,10 +158,16 @@ def read_trainer(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State and standing of an interrupted run from its last/.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: a file is missing or damaged, or was written by another version.
     """
     last = run / LAST_DIR
     standing = read_json(last / TRAINER_FILE)
+    missing = [name for name in STANDING if name not in standing]
+    if missing:
+        raise UserError(
+            f"{last / TRAINER_FILE} has no {', '.join(missing)}, so another version of LSVCR wrote it: finish the run "
+            "with that one, or start anew with --resume False"
+        )
     try:
         return load_file(last / TRAINER_WEIGHTS_FILE), standing
     except (SafetensorError, OSError) as broken:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lsvcr.training.align_state import read_trainer
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import read_json
 from tests.training.align_runs import (
@@ -101,6 +102,13 @@ def test_a_folder_of_another_run_is_refused(one: Runs) -> None:
     assert "--resume False" in said
     assert "were 2, are 4" in one[1][0]["other_batch"]
     assert one[1][0]["free_settings"] == ""
+
+
+def test_the_standing_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last" / "trainer.json").write_text('{"step": 3, "best": null, "seconds": 1.0}')
+    with pytest.raises(UserError, match=r"trainer.json has no window, so another version.*--resume False"):
+        read_trainer(tmp_path)
 
 
 def test_wrong_settings_are_told_before_anything_is_loaded(one: Runs) -> None:
