@@ -7,42 +7,21 @@ file to find the line: quoted fields may hold line breaks, so rows and lines dif
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from lsvcr.data.sources.columns import WORDS, Column, is_good, typed
 from lsvcr.data.sources.logs import LISTED, ROW, BadRows, drop_bad
 from lsvcr.utils.errors import UserError
-
-Kind = Literal["id", "milliseconds", "seconds", "flag", "number", "count", "text"]
-"""How a column is read: id -> int64; milliseconds and seconds -> int64 Unix ms, not negative; flag -> bool
-from 0 or 1; number -> float64; count -> int64, not negative, empty is 0; text -> str, empty allowed."""
-
-_WORDS: dict[str, str] = {
-    "id": "a whole number",
-    "milliseconds": "a time in Unix milliseconds, not negative",
-    "seconds": "a time in Unix seconds, not negative",
-    "flag": "0 or 1",
-    "number": "a number",
-    "count": "a number, not negative",
-}
 
 _EXTRA = "__beyond_the_header__"
 _FAULT = "fault"
 _TOO_MANY = 100
 _PERHAPS_TOO_FEW = 101
 """The last field is empty: a short row, or a whole one with an empty end; Polars reads both alike."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column that is needed, by its name in the header."""
-
-    name: str
-    kind: Kind
 
 
 class CsvTable:
@@ -146,9 +125,9 @@ class CsvTable:
         fault: Any = pl.when(pl.col(_EXTRA).is_not_null()).then(_TOO_MANY)
         for index, column in enumerate(self._columns):
             if column.kind != "text":
-                fault = fault.when(~_is_good(column)).then(1 + index)
+                fault = fault.when(~is_good(column)).then(1 + index)
         fault = fault.when(pl.col(last).is_null()).then(_PERHAPS_TOO_FEW)
-        values = [_value(column).alias(column.name) for column in self._columns]
+        values = [typed(column).alias(column.name) for column in self._columns]
         return rows.select(ROW, *values, fault.otherwise(0).cast(pl.UInt8).alias(_FAULT))
 
     def _without_faults(self, frame: pl.DataFrame, bad: BadRows) -> pl.DataFrame:
@@ -183,7 +162,7 @@ class CsvTable:
         column = self._columns[fault - 1]
         value = fields[self._header.index(column.name)]
         shown = "empty" if not value else repr(value if len(value) <= 40 else value[:40] + "...")
-        return f"{column.name} is {shown}, expected {_WORDS[column.kind]}"
+        return f"{column.name} is {shown}, expected {WORDS[column.kind]}"
 
     def _find(self, rows: Sequence[int] | np.ndarray) -> Iterator[tuple[int, list[str]]]:
         """(line, fields) of each of `rows` (ascending), walking the file once."""
@@ -243,40 +222,6 @@ class CsvTable:
             except csv.Error:
                 return start
         return 0
-
-
-def _value(column: Column) -> pl.Expr:
-    """The column by its kind; null where it does not fit."""
-    text = pl.col(column.name)
-    number = text.cast(pl.Float64, strict=False)
-    if column.kind == "id":
-        return text.cast(pl.Int64, strict=False)
-    if column.kind == "text":
-        return text.fill_null("")
-    if column.kind == "flag":
-        return number == 1
-    if column.kind == "number":
-        return number
-    if column.kind == "seconds":
-        number = number * 1000
-    if column.kind == "count":
-        number = number.fill_null(0)
-    # A double holds whole milliseconds exactly for the next 280,000 years.
-    return number.round().cast(pl.Int64, strict=False)
-
-
-def _is_good(column: Column) -> pl.Expr:
-    """Never null: whether the raw text of the column fits its kind."""
-    text = pl.col(column.name)
-    number = text.cast(pl.Float64, strict=False)
-    if column.kind == "id":
-        return text.cast(pl.Int64, strict=False).is_not_null()
-    if column.kind == "flag":
-        return number.is_in([0.0, 1.0]).fill_null(False)
-    if column.kind == "number":
-        return number.is_finite().fill_null(False)
-    fits = (number.is_finite() & (number >= 0) & (number < 2**53)).fill_null(False)
-    return fits | text.is_null() if column.kind == "count" else fits
 
 
 def _first_undecodable_line(path: Path) -> int:

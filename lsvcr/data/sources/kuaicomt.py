@@ -9,7 +9,8 @@ from pathlib import Path
 
 import polars as pl
 
-from lsvcr.data.sources.csv_table import Column, CsvTable
+from lsvcr.data.sources.columns import Column
+from lsvcr.data.sources.csv_table import CsvTable
 from lsvcr.data.sources.logs import ROW, BadRows, RawLogs
 from lsvcr.schema import AUTHOR, CATEGORY, COMMENT, CONTENT, LIKES, RAW_ID, TIME, TITLE, USER, VIDEO
 from lsvcr.settings import PrepareSettings
