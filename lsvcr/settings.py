@@ -27,7 +27,9 @@ class SimulateSettings:
 class PrepareSettings:
     """Settings of `lsvcr prepare`."""
 
-    source: Literal["kuaicomt", "movielens"] = option("kuaicomt", "raw format")
+    source: Literal["kuaicomt", "microlens", "amazon", "movielens", "tables", "official"] = option(
+        "kuaicomt", "raw format (docs/data.md has an example of each)"
+    )
     raw: str = option("", "folder with the raw files")
     out: str = option("", "folder of the prepared dataset")
     split: Literal["leave-last", "temporal"] = option("leave-last", "how val and test are cut")
@@ -37,7 +39,11 @@ class PrepareSettings:
     video_core: int = option(0, "keep videos with at least this many likes (0 keeps cold ones)")
     min_history: int = option(1, "earliest event of a user that becomes a target has this many before it")
     signals: str = option("is_like", "kuaicomt: columns that count as liking a video, separated by commas")
-    min_rating: float = option(3.5, "movielens: ratings at or above this count as a like")
+    comment_signals: str = option(
+        "is_like,is_reply", "kuaicomt: columns that count as an interaction with a comment"
+    )
+    min_rating: float = option(3.5, "movielens, amazon: ratings at or above this count as a like")
+    columns: str = option("", "tables: YAML file that names files and columns; empty = columns.yaml in --raw")
     candidates: int = option(100, "stored evaluation candidates of a sample")
     seed: int = option(2024, "seed of the stored candidates")
     skip_bad_rows: bool = option(False, "count and list broken rows instead of stopping")

@@ -45,12 +45,18 @@ def encode(logs: RawLogs, bad: BadRows) -> RawLogs:
         comment_events=comment_events,
         origins=logs.origins,
         counts=logs.counts,
+        rows_have_order=logs.rows_have_order,
     )
 
 
-def first_of_each(events: pl.DataFrame, item: str) -> pl.DataFrame:
-    """Sort by user, then (time, input row), and keep a user's first event with each `item`."""
-    return events.sort(USER, TIME, ROW).unique([USER, item], keep="first", maintain_order=True)
+def first_of_each(events: pl.DataFrame, item: str, rows_have_order: bool = True) -> pl.DataFrame:
+    """Sort by user, then (time, input row), and keep a user's first event with each `item`.
+
+    Where rows have no order of their own, equal times are ordered by the item's code, that is by its raw id.
+    """
+    return events.sort(USER, TIME, ROW if rows_have_order else item).unique(
+        [USER, item], keep="first", maintain_order=True
+    )
 
 
 def k_core(

@@ -15,7 +15,7 @@ import numpy as np
 
 from lsvcr import __version__, schema
 from lsvcr.data.assemble import Prepared, assemble
-from lsvcr.data.sources import READERS
+from lsvcr.data.sources import SOURCES, reader
 from lsvcr.data.sources.logs import BadRows
 from lsvcr.data.store import DATASET_KIND, is_dataset
 from lsvcr.settings import PrepareSettings
@@ -42,8 +42,8 @@ def prepare(settings: PrepareSettings) -> Path:
     """
     out = _check(settings)
     bad = BadRows(settings.skip_bad_rows)
-    logs = READERS[settings.source](settings, bad)
-    prepared = assemble(logs, settings, bad)
+    found = reader(settings.source)(settings, bad)
+    prepared = found if isinstance(found, Prepared) else assemble(found, settings, bad)
     with atomic_dir(out) as folder:
         _write(folder, prepared, settings, bad)
     _report(out, prepared, bad)
@@ -51,8 +51,8 @@ def prepare(settings: PrepareSettings) -> Path:
 
 
 def _check(settings: PrepareSettings) -> Path:
-    if settings.source not in READERS:
-        raise UserError(f"--source {settings.source!r} is unknown; choose from {', '.join(READERS)}")
+    if settings.source not in SOURCES:
+        raise UserError(f"--source {settings.source!r} is unknown; choose from {', '.join(SOURCES)}")
     if not settings.raw or not settings.out:
         raise UserError("prepare needs --raw (folder with the raw files) and --out (folder to write)")
     if not Path(settings.raw).is_dir():

@@ -6,7 +6,9 @@ file to find the line: quoted fields may hold line breaks, so rows and lines dif
 """
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ import numpy as np
 import polars as pl
 
 from lsvcr.data.sources.columns import WORDS, Column, is_good, typed
-from lsvcr.data.sources.logs import LISTED, ROW, BadRows, drop_bad
+from lsvcr.data.sources.logs import LISTED, ROW, BadRows, drop_repeated
+from lsvcr.data.sources.raw_bytes import UNREADABLE, cut_short, open_raw, read_through
 from lsvcr.utils.errors import UserError
 
+_MARKS = {";": "semicolons", "\t": "tabs", "|": "bars", "::": "double colons", ",": "commas"}
 _EXTRA = "__beyond_the_header__"
 _FAULT = "fault"
 _TOO_MANY = 100
@@ -24,17 +28,28 @@ _PERHAPS_TOO_FEW = 101
 """The last field is empty: a short row, or a whole one with an empty end; Polars reads both alike."""
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What a CSV file leaves open: the separator (one character), and its columns if it has no header row."""
+
+    separator: str = ","
+    header: tuple[str, ...] | None = None
+
+
 class CsvTable:
-    """One CSV file with a header row, UTF-8 with or without BOM, any line ends.
+    """One CSV file, UTF-8 with or without BOM, any line ends, plain or gzip (`.gz`).
 
     Raises:
         UserError: no such file, empty file, another delimiter, or a needed column is not in the header.
     """
 
-    def __init__(self, path: Path, columns: Sequence[Column], lossy: bool = False) -> None:
+    def __init__(
+        self, path: Path, columns: Sequence[Column], lossy: bool = False, layout: Layout | None = None
+    ) -> None:
         self.path = path
         self.name = path.name
         self._columns = tuple(columns)
+        self._layout = layout or Layout()
         # With --skip-bad-rows a byte that is no UTF-8 becomes U+FFFD instead of stopping the run.
         self._lossy = lossy
         self._header = self._read_header()
@@ -54,22 +69,28 @@ class CsvTable:
         Raises:
             UserError: a broken row (see `BadRows`), or damage that hides where rows end.
         """
+        frame, size, _ = self.collect_part(bad, keep)
+        return frame, size
+
+    def collect_part(self, bad: BadRows, keep: pl.Expr | None = None) -> tuple[pl.DataFrame, int, int]:
+        """As `collect`, for a file that others follow; third comes the number that its next row would have."""
         rows = self._scan()
         wanted = rows if keep is None else rows.filter(keep | (pl.col(_FAULT) > 0))
+        figures = rows.select(pl.len(), (pl.col(ROW).max() + 1).fill_null(0))
         try:
-            frame, size = pl.collect_all([wanted, rows.select(pl.len())], engine="streaming")
-        except (pl.exceptions.ComputeError, pl.exceptions.SchemaError) as error:
+            frame, sizes = pl.collect_all([wanted, figures], engine="streaming")
+        except (pl.exceptions.ComputeError, pl.exceptions.SchemaError, OSError) as error:
             raise self._damage(str(error)) from None
         frame = self._without_faults(frame.sort(ROW), bad)
         if keep is not None:
             frame = frame.filter(keep)
-        return frame, int(size.item())
+        size, end = sizes.row(0)
+        return frame, int(size), int(end)
 
     def collect_unique(self, key: str, bad: BadRows) -> pl.DataFrame:
         """As `collect`, for a file with one row an id: an id that comes again is a broken row."""
         frame, _ = self.collect(bad)
-        again = ~frame[key].is_first_distinct()
-        return drop_bad(frame, again, self, pl.format(f"{key} {{}} stands here a second time", key), bad)
+        return drop_repeated(frame, key, self, bad)
 
     def places(self, rows: Sequence[int]) -> list[str]:
         """`file, line n` for each of `rows` (ascending)."""
@@ -79,15 +100,29 @@ class CsvTable:
         if not self.path.is_file():
             raise UserError(f"{self.path} is missing; the raw folder must hold {self.name}")
         try:
-            with open(self.path, "rb") as stream:
+            with open_raw(self.path) as stream:
                 line = stream.readline().decode("utf-8-sig").rstrip("\r\n")
-            header = next(csv.reader([line]), [])
+            first = next(csv.reader([line], delimiter=self._layout.separator), [])
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(
                 f"{self.path}, line 1: the header cannot be read as UTF-8 CSV ({error})"
             ) from None
-        if not header:
-            raise UserError(f"{self.path} is empty; it must start with a header row")
+        except UNREADABLE as error:
+            raise cut_short(self.path, error) from None
+        if not first:
+            what = "it must start with a header row" if self._layout.header is None else "nothing can be read"
+            raise UserError(f"{self.path} is empty; {what}")
+        if self._layout.header is None:
+            return self._checked_header(first, line)
+        header = list(self._layout.header)
+        if len(first) != len(header):
+            raise UserError(
+                f"{self.path}, line 1: {len(first)} fields where {len(header)} are expected "
+                f"({', '.join(header)})"
+            )
+        return header
+
+    def _checked_header(self, header: list[str], line: str) -> list[str]:
         repeated = [name for name in dict.fromkeys(header) if header.count(name) > 1]
         if repeated:
             raise UserError(f"{self.path}, line 1: the header names {repeated[0]!r} twice; rename one")
@@ -95,22 +130,28 @@ class CsvTable:
         missing = [name for name in needed if name not in header]
         if not missing:
             return header
-        for mark, word in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"), ("::", "double colons")):
+        for mark, word in _MARKS.items():
             if len(header) == 1 and mark in line:
                 raise UserError(
-                    f"{self.path}, line 1: the fields are separated by {word}; write the file with commas"
+                    f"{self.path}, line 1: the fields are separated by {word}; "
+                    f"write the file with {_MARKS.get(self._layout.separator, repr(self._layout.separator))}"
                 )
         raise UserError(
             f"{self.path}, line 1: no column {', '.join(missing)} in the header ({', '.join(header)}); "
             f"the file must have {', '.join(needed)}"
         )
 
+    @property
+    def _header_lines(self) -> int:
+        return int(self._layout.header is None)
+
     def _scan(self) -> pl.LazyFrame:
         """Typed needed columns with `row` and `fault`: 0, 1 + the index of the bad column, or a constant."""
         rows = pl.scan_csv(
             self.path,
             has_header=False,
-            skip_lines=1,
+            separator=self._layout.separator,
+            skip_lines=self._header_lines,
             schema=dict.fromkeys([*self._header, _EXTRA], pl.String()),
             truncate_ragged_lines=True,
             missing_columns="insert",
@@ -178,18 +219,20 @@ class CsvTable:
                     return
 
     def _walk(self) -> Iterator[tuple[int, list[str]]]:
-        """(first line, fields) of every row after the header, blank lines as empty rows."""
+        """(first line, fields) of every row of data, blank lines as empty rows."""
         csv.field_size_limit(1 << 30)
-        with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as stream:
-            reader = csv.reader(stream)
-            next(reader, None)
+        with _open_text(self.path) as stream:
+            reader = csv.reader(stream, delimiter=self._layout.separator)
+            if self._header_lines:
+                next(reader, None)
             line = reader.line_num
             for fields in reader:
                 yield line + 1, fields
                 line = reader.line_num
 
     def _damage(self, message: str) -> UserError:
-        """Find the line where Polars lost its way: bytes that are no UTF-8, or quotes that do not match."""
+        """Find where Polars lost its way: a file cut short, bytes that are no UTF-8, quotes that do not match."""
+        read_through(self.path)
         line = _first_undecodable_line(self.path)
         if line and not self._lossy:
             return UserError(
@@ -207,10 +250,10 @@ class CsvTable:
 
     def _first_bad_quote(self) -> int:
         """Line of the first row whose quotes are not CSV's; 0 if there is none."""
-        with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as stream:
+        with _open_text(self.path) as stream:
             held: list[str] = []
             lines = (held.append(line) or line for line in stream)  # type: ignore[func-returns-value]
-            reader = csv.reader(lines, strict=True)
+            reader = csv.reader(lines, strict=True, delimiter=self._layout.separator)
             start = 1
             try:
                 for _ in reader:
@@ -226,10 +269,14 @@ class CsvTable:
 
 def _first_undecodable_line(path: Path) -> int:
     """Number of the first line that is not UTF-8; 0 if all are."""
-    with open(path, "rb") as stream:
+    with open_raw(path) as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError:
                 return number
     return 0
+
+
+def _open_text(path: Path) -> io.TextIOWrapper:
+    return io.TextIOWrapper(open_raw(path), encoding="utf-8-sig", errors="replace", newline="")

@@ -19,6 +19,9 @@ from lsvcr.utils.errors import UserError
 SIGNALS = ("is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_collect", "long_view")
 """Columns of an impression that may count as liking the video."""
 
+COMMENT_SIGNALS = ("is_like", "is_reply")
+"""Columns of an interaction with a comment that may count."""
+
 
 def read(settings: PrepareSettings, bad: BadRows) -> RawLogs:
     """Read the five files of `settings.raw`, each once.
@@ -26,13 +29,14 @@ def read(settings: PrepareSettings, bad: BadRows) -> RawLogs:
     Raises:
         UserError: a file or column is missing, or a row is broken (see `BadRows`).
     """
-    signals = parse_signals(settings.signals)
-    tables = _tables(Path(settings.raw), signals, bad.skip)
+    signals = parse_signals("signals", settings.signals, SIGNALS)
+    comment_signals = parse_signals("comment_signals", settings.comment_signals, COMMENT_SIGNALS)
+    tables = _tables(Path(settings.raw), signals, comment_signals, bad.skip)
     users = tables["users"].collect_unique("user_id", bad)
     videos = tables["videos"].collect_unique("video_id", bad)
     comments = tables["comments"].collect_unique("comment_id", bad)
     liked, impressions = tables["video_events"].collect(bad, keep=pl.any_horizontal(signals))
-    touched, interactions = tables["comment_events"].collect(bad, keep=pl.col("is_like") | pl.col("is_reply"))
+    touched, interactions = tables["comment_events"].collect(bad, keep=pl.any_horizontal(comment_signals))
     return RawLogs(
         users=_renamed(users, {"user_id": RAW_ID}),
         videos=_renamed(
@@ -51,7 +55,7 @@ def read(settings: PrepareSettings, bad: BadRows) -> RawLogs:
     )
 
 
-def _tables(folder: Path, signals: list[str], lossy: bool) -> dict[str, CsvTable]:
+def _tables(folder: Path, signals: list[str], comment_signals: list[str], lossy: bool) -> dict[str, CsvTable]:
     """The five files by the frame they become; all headers are looked at before the first long read."""
     user, video, comment = Column("user_id", "id"), Column("video_id", "id"), Column("comment_id", "id")
     return {
@@ -78,8 +82,7 @@ def _tables(folder: Path, signals: list[str], lossy: bool) -> dict[str, CsvTable
                 comment,
                 Column("time_stamp", "seconds"),
                 Column("photo_id", "id"),
-                Column("is_like", "flag"),
-                Column("is_reply", "flag"),
+                *(Column(name, "flag") for name in comment_signals),
             ],
             lossy,
         ),
@@ -91,15 +94,21 @@ def _renamed(frame: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
     return frame.select(ROW, *(pl.col(old).alias(new) for old, new in names.items()))
 
 
-def parse_signals(text: str) -> list[str]:
-    """The columns named in a comma-separated list, each once.
+def parse_signals(flag: str, text: str, known: tuple[str, ...]) -> list[str]:
+    """The columns named in a comma-separated list, each once; `like` is short for `is_like`.
+
+    Args:
+        flag: name of the setting, for messages.
+        text: its value.
+        known: the columns to choose from.
 
     Raises:
         UserError: an unknown signal, or none.
     """
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    unknown = [name for name in names if name not in SIGNALS]
+    words = [name.strip() for name in text.split(",") if name.strip()]
+    names = list(dict.fromkeys(f"is_{word}" if f"is_{word}" in known else word for word in words))
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
         wrong = f"unknown signal {unknown[0]!r}" if unknown else "no signal given"
-        raise UserError(f"--signals: {wrong}; choose from {', '.join(SIGNALS)}")
+        raise UserError(f"--{flag}: {wrong}; choose from {', '.join(known)}")
     return names

@@ -34,7 +34,8 @@ class RawLogs:
     video_events: user, video (raw ids), time (int64 Unix ms), one row a like.
     comment_events: user, comment, video (raw ids), time, one row a like or reply.
     Raw ids are int64 or strings, the same type wherever the same thing is named. `origins` leads from a
-    frame's name to its raw file; `counts` has figures of the raw files for the manifest.
+    frame's name to its raw file; `counts` has figures of the raw files for the manifest. Equal times of a user are
+    ordered by input row, or, where `rows_have_order` is False, by the id of the video or comment.
     """
 
     users: pl.DataFrame
@@ -44,6 +45,7 @@ class RawLogs:
     comment_events: pl.DataFrame
     origins: Mapping[str, Origin]
     counts: dict[str, int] = field(default_factory=dict)
+    rows_have_order: bool = True
 
 
 class BadRows:
@@ -97,3 +99,9 @@ def drop_bad(
     lines = [f"{place}: {reason}" for place, reason in zip(places, first["reason"], strict=True)]
     rows.add(origin.name, total, lines)
     return frame.filter(~bad)
+
+
+def drop_repeated(frame: pl.DataFrame, key: str, origin: Origin, rows: BadRows) -> pl.DataFrame:
+    """Report rows whose `key` stood in an earlier row already and return the others."""
+    again = ~frame[key].is_first_distinct()
+    return drop_bad(frame, again, origin, pl.format(f"{key} {{}} stands here a second time", key), rows)

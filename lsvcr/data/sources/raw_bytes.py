@@ -1,0 +1,38 @@
+"""Raw files as bytes, gzip or plain, and what to say when one ends too early."""
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from lsvcr.utils.errors import UserError
+
+_CHUNK = 1 << 22
+
+UNREADABLE = (OSError, EOFError, zlib.error)
+"""What reading a damaged file raises; a gzip file cut short ends in an EOFError."""
+
+
+def open_raw(path: Path) -> BinaryIO:
+    """Open a file for reading bytes; a `.gz` is unpacked on the way."""
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else open(path, "rb")
+
+
+def read_through(path: Path) -> None:
+    """Read the whole file and forget it.
+
+    Raises:
+        UserError: it cannot be read to its end, being damaged or cut short.
+    """
+    try:
+        with open_raw(path) as stream:
+            while stream.read(_CHUNK):
+                pass
+    except UNREADABLE as error:
+        raise cut_short(path, error) from None
+
+
+def cut_short(path: Path, error: BaseException) -> UserError:
+    """The error for a file that cannot be read to its end."""
+    what = "is no whole gzip file" if path.suffix == ".gz" else "cannot be read to its end"
+    return UserError(f"{path} {what} ({error}); copy or download it again")
