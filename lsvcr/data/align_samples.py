@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lsvcr.data.augment import augmented_entries, popular_comment, shown_comments, split_comments
+from lsvcr.data.joint import joint_samples
 from lsvcr.data.prompts import SHOWN_COMMENTS
 from lsvcr.data.store import Dataset
 from lsvcr.schema import Split, Task
@@ -84,7 +85,7 @@ class AlignSamples:
         self._dataset = dataset
         self._max_videos, self._max_comments, self._augment = max_videos, max_comments, augment
         self._split = split
-        self._tables = {task: dataset.samples(task, split) for task in tasks}
+        self._tables = {task: joint_samples(dataset, task, split) for task in tasks}
         rows = []
         for task, table in self._tables.items():
             chosen = _subset(len(table), per_task, seed, TASK_NUMBER[task])
@@ -103,7 +104,7 @@ class AlignSamples:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._tables = {task: self._dataset.samples(task, self._split) for task in state["_tables"]}
+        self._tables = {task: joint_samples(self._dataset, task, self._split) for task in state["_tables"]}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -129,7 +130,6 @@ class AlignSamples:
         if task is Task.REC:
             positives, watched = [video], 0
         else:
-            assert table.positives is not None  # CommRank samples always have them
             assert table.positives is not None  # CommRank samples always have them
             positives, watched = [int(comment) for comment in table.positives.row(row)], video
         chosen = 0 if rng is None else int(rng.integers(len(positives)))

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from lsvcr.data.draws import integers
+from lsvcr.data.joint import held_out_from
 from lsvcr.data.rank_wide import FreshTexts
 from lsvcr.data.rounds import Rounds
 from lsvcr.data.spans import Spans, rows_of
 from lsvcr.data.store import Csr, Dataset
 from lsvcr.data.text_bank import TextBank
-from lsvcr.schema import Split, Task
+from lsvcr.schema import Split
 
 SHOWN = 8
 """Texts drawn to show a person; those that turn out to be the text in question are left out."""
@@ -124,24 +125,16 @@ def liked_texts(dataset: Dataset) -> Csr:
     """
     stride = 2 * (max(dataset.n_videos, dataset.n_comments) + 1)
     keys = []
-    for task, events, odd in (
-        (Task.REC, dataset.video_events, 0),
-        (Task.COMM_RANK, dataset.comment_events, 1),
+    ends = held_out_from(dataset, (Split.VAL, Split.TEST))
+    cuts = dataset.manifest["split"]["cut_times"]
+    for events, end, odd in (
+        (dataset.video_events, ends[0], 0),
+        (dataset.comment_events, ends[1], 1),
     ):
         owners = np.repeat(np.arange(dataset.n_users + 1), np.diff(events.offsets))
-        known = _known(dataset, task, owners, events.times)
+        known = np.arange(len(owners)) < end[owners]
+        if cuts is not None:
+            known &= events.times < cuts["val"]
         keys.append(owners[known] * stride + 2 * events.items[known].astype(np.int64) + odd)
     joined = np.unique(np.concatenate(keys))
     return Csr(np.searchsorted(joined, np.arange(dataset.n_users + 2) * stride), joined % stride)
-
-
-def _known(dataset: Dataset, task: Task, owners: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """bool, one an event of the task: may training know of it?"""
-    ends = np.full(dataset.n_users + 1, len(owners), dtype=np.int64)
-    for split in (Split.VAL, Split.TEST):
-        samples = dataset.samples(task, split)
-        end = samples.video_end if task is Task.REC else samples.comment_end
-        np.minimum.at(ends, samples.user, end.astype(np.int64))
-    known = np.arange(len(owners)) < ends[owners]
-    cuts = dataset.manifest["split"]["cut_times"]
-    return known if cuts is None else known & (times < cuts["val"])

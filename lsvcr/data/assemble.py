@@ -10,14 +10,7 @@ from lsvcr.data.candidates import comm_rank_candidates, rec_candidates
 from lsvcr.data.histories import comments_by_video, entry_numbers, first_of_ties, offsets_of
 from lsvcr.data.indexing import encode, first_of_each, k_core, new_indices
 from lsvcr.data.sources.logs import BadRows, RawLogs
-from lsvcr.data.splits import (
-    TaskSplits,
-    TimeCuts,
-    comm_rank_splits,
-    hide_held_out,
-    rec_splits,
-    time_cuts,
-)
+from lsvcr.data.splits import TaskSplits, TimeCuts, comm_rank_splits, rec_splits, time_cuts
 from lsvcr.data.store import CommentEvents, Csr, VideoEvents
 from lsvcr.schema import COMMENT, LIKES, RAW_ID, TIME, USER, VIDEO, Split, Task
 from lsvcr.settings import PrepareSettings
@@ -71,11 +64,10 @@ def assemble(logs: RawLogs, settings: PrepareSettings, bad: BadRows) -> Prepared
     cuts = None
     if settings.split == "temporal":
         cuts = time_cuts(video.times, settings.val_share, settings.test_share)
-    rec = rec_splits(video, comment, settings.min_history, cuts)
-    comm_rank = comm_rank_splits(video, comment, settings.min_history, cuts)
-    if cuts is None:
-        rec, comm_rank = hide_held_out(rec, comm_rank, video, comment, settings.min_history)
-    splits = {Task.REC: rec, Task.COMM_RANK: comm_rank}
+    splits = {
+        Task.REC: rec_splits(video, comment, settings.min_history, cuts),
+        Task.COMM_RANK: comm_rank_splits(video, comment, settings.min_history, cuts),
+    }
     _check_splits(splits[Task.REC], settings)
     video_comments = comments_by_video(
         kept.comments[VIDEO].to_numpy(), kept.comments[LIKES].to_numpy(), kept.videos.height

@@ -1,5 +1,7 @@
 """Negatives of a batch, drawn for all its samples in one NumPy pass."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from lsvcr.data.draws import uniforms
@@ -31,10 +33,20 @@ def comment_negatives(
     anywhere, far = _places((*keys, 1), rows, np.full(len(rows), n_comments), max(_WIDTH, 4 * k) // 2)
     ids = np.concatenate([nearby, anywhere + 1], axis=1)
     usable = np.concatenate([near, far], axis=1)
-    usable &= ~positives.contains(np.arange(len(ids))[:, None], ids)
+    for banned in _columns(positives):
+        usable &= ids != banned[:, None]
     usable &= ~_repeated(np.where(usable, ids, PAD))
     first = np.argsort(~usable, axis=1, kind="stable")[:, :k]
     return np.where(np.take_along_axis(usable, first, 1), np.take_along_axis(ids, first, 1), PAD)
+
+
+def _columns(spans: Spans) -> Iterator[np.ndarray]:
+    """The first element of each row, the second, ...: (B,) each, 0 where a row has no more."""
+    for place in range(int(spans.counts.max(initial=0))):
+        column = np.zeros(len(spans.counts), dtype=np.int64)
+        there = place < spans.counts
+        column[there] = spans.items[spans.starts[there] + place]
+        yield column
 
 
 def _places(
@@ -52,8 +64,10 @@ def _places(
 
 def _repeated(ids: np.ndarray) -> np.ndarray:
     """(B, W) bool: entries that stand further left in the same row too."""
-    order = np.argsort(ids, axis=1, kind="stable")
-    ranked = np.take_along_axis(ids, order, 1)
+    width = ids.shape[1]
+    # Sorting (id, column) as one number is several times as fast as a stable argsort of the ids.
+    ranked = np.sort(ids * width + np.arange(width), axis=1)
+    again = ranked[:, 1:] // width == ranked[:, :-1] // width
     repeats = np.zeros(ids.shape, dtype=bool)
-    np.put_along_axis(repeats, order[:, 1:], ranked[:, 1:] == ranked[:, :-1], 1)
+    np.put_along_axis(repeats, ranked[:, 1:] % width, again, 1)
     return repeats

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lsvcr.data.draws import integers
+from lsvcr.data.joint import joint_samples
 from lsvcr.data.negatives import comment_negatives
 from lsvcr.data.spans import Spans, ranges, rows_of
 from lsvcr.schema import PAD, Split, Task
@@ -70,6 +71,7 @@ class RankData:
         max_entries: latest entries of the comment history. An entry is all that the user did with the comments of
             one video in one visit; a visit that the sample's cut goes through shows what lies before it.
         fill_up: CommRank: where a video has too few comments, those of other videos are negatives too.
+        joint: training on both tasks together, so that histories end before what either holds out.
     """
 
     def __init__(
@@ -81,11 +83,12 @@ class RankData:
         max_videos: int = 50,
         max_entries: int = 50,
         fill_up: bool = True,
+        joint: bool = False,
     ) -> None:
         self.dataset, self.task, self.split = dataset, task, split
         self.fill_up = fill_up
         self.max_videos, self.max_entries = max_videos, max_entries
-        self.samples = dataset.samples(task, split)
+        self.samples = joint_samples(dataset, task, split) if joint else dataset.samples(task, split)
 
     def __len__(self) -> int:
         return len(self.samples)

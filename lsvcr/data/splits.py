@@ -1,13 +1,10 @@
 """Samples of both tasks and their splits; every history ends strictly before its sample's cut time.
 
 leave-last: a user's last sample is test, the one before it validation, the others training; both tasks on
-their own. What one task holds out is then hidden from the histories of both tasks' training samples, because
-stage one trains on both together (`hide_held_out`). temporal: two cut times, the same for everybody and both
-tasks, taken from the liked videos.
+their own. temporal: two cut times, the same for everybody and both tasks, taken from the liked videos.
 """
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,25 +24,12 @@ class TimeCuts:
     test: int
 
 
-class HeldOut(NamedTuple):
-    """leave-last: position, among the task's events, of each user's first one that is held out; int64 (n_users + 1,).
-
-    A user of whom nothing is held out has the largest int64.
-    """
-
-    from_train: np.ndarray
-    """From training: the validation target, or the test target of a user without one."""
-    from_val: np.ndarray
-    """From validation: the test target."""
-
-
 @dataclass(frozen=True)
 class TaskSplits:
     """Samples by split, and which events training may know of (bool, one an event of the task)."""
 
     samples: dict[Split, Samples]
     is_known: np.ndarray
-    held_out: HeldOut
 
 
 def time_cuts(times: np.ndarray, val_share: float, test_share: float) -> TimeCuts:
@@ -75,8 +59,7 @@ def rec_splits(
     rows["video"] = video.items[chosen]
     part = _parts(rows, cuts)
     samples = {split: Samples(rows[part == number]) for split, number in _SPLITS.items()}
-    held_out = _held_out(rows["user"], chosen, part, len(video.offsets) - 1)
-    return TaskSplits(samples, _known(len(owners), video.times, chosen[part != _TRAIN], cuts), held_out)
+    return TaskSplits(samples, _known(len(owners), video.times, chosen[part != _TRAIN], cuts))
 
 
 def comm_rank_splits(
@@ -97,66 +80,16 @@ def comm_rank_splits(
     rows["video_end"] = count_before(video.times, video.offsets, users, times)
     rows["comment_end"] = count_before(comment.times, comment.offsets, users, times)
     rows["video"] = comment.videos[starts]
-    entries = np.flatnonzero(_has_history(rows, video.offsets, comment.offsets, min_history))
+    videos_before = rows["video_end"] - video.offsets[users]
+    comments_before = rows["comment_end"] - comment.offsets[users]
+    entries = np.flatnonzero((videos_before >= min_history) | (comments_before >= 1))
     part = _parts(rows[entries], cuts)
     samples = {}
     for split, number in _SPLITS.items():
         own = entries[part == number]
         samples[split] = Samples(rows[own], _positives(comment, bounds, own, _end_of(split, cuts)))
     withheld, _ = expand(bounds, entries[part != _TRAIN])
-    held_out = _held_out(users[entries], starts[entries], part, len(comment.offsets) - 1)
-    return TaskSplits(samples, _known(len(owners), comment.times, withheld, cuts), held_out)
-
-
-def hide_held_out(
-    rec: TaskSplits, comm_rank: TaskSplits, video: VideoEvents, comment: CommentEvents, min_history: int
-) -> tuple[TaskSplits, TaskSplits]:
-    """leave-last: end the histories of training samples before the user's first held-out event of either task.
-
-    The samples' own cut times keep a task's held-out events from its own training samples, but a user may touch
-    comments after the last like, or like videos after the last comment. Validation samples likewise see no test
-    target. A sample that is left without history goes.
-
-    Returns:
-        Both tasks' splits with shorter histories.
-    """
-
-    def hidden(task: TaskSplits) -> TaskSplits:
-        samples = dict(task.samples)
-        for split in (Split.TRAIN, Split.VAL):
-            rows = samples[split].rows.copy()
-            for name, held_out in (("video_end", rec.held_out), ("comment_end", comm_rank.held_out)):
-                rows[name] = np.minimum(rows[name], getattr(held_out, f"from_{split.value}")[rows["user"]])
-            stays = np.flatnonzero(_has_history(rows, video.offsets, comment.offsets, min_history))
-            samples[split] = Samples(rows[stays], _taken(samples[split].positives, stays))
-        return replace(task, samples=samples)
-
-    return hidden(rec), hidden(comm_rank)
-
-
-def _has_history(
-    rows: np.ndarray, video_offsets: np.ndarray, comment_offsets: np.ndarray, min_history: int
-) -> np.ndarray:
-    """bool (n,): whether `min_history` liked videos or one comment lie in the histories of a sample."""
-    videos = rows["video_end"] - video_offsets[rows["user"]]
-    comments = rows["comment_end"] - comment_offsets[rows["user"]]
-    return (videos >= min_history) | (comments >= 1)
-
-
-def _held_out(users: np.ndarray, positions: np.ndarray, part: np.ndarray, n_users: int) -> HeldOut:
-    """See `HeldOut`; `positions` (n,) is where the first event of each sample's target lies."""
-    test = np.full(n_users, np.iinfo(np.int64).max)
-    test[users[part == _TEST]] = positions[part == _TEST]
-    val = test.copy()
-    val[users[part == _VAL]] = positions[part == _VAL]
-    return HeldOut(val, test)
-
-
-def _taken(rows: Csr | None, chosen: np.ndarray) -> Csr | None:
-    if rows is None:
-        return None
-    positions, offsets = expand(rows.offsets, chosen)
-    return Csr(offsets, rows.items[positions])
+    return TaskSplits(samples, _known(len(owners), comment.times, withheld, cuts))
 
 
 def _owners(offsets: np.ndarray) -> np.ndarray:

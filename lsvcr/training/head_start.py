@@ -135,7 +135,9 @@ def _training_data(dataset: Dataset, settings: AlignSettings) -> dict[Task, Rank
     tasks = list(Task) if settings.tasks == "both" else [Task.parse(settings.tasks)]
     longest = settings.max_position
     return {
-        task: RankData(dataset, task, Split.TRAIN, max_videos=longest, max_entries=longest, fill_up=False)
+        task: RankData(
+            dataset, task, Split.TRAIN, max_videos=longest, max_entries=longest, fill_up=False, joint=True
+        )
         for task in tasks
     }
 

@@ -54,7 +54,7 @@ def wide_batches(
     bank, draws = parts.collator.bank, settings.wide_samples
     if settings.wide_titles:
         longest = settings.max_position
-        data = RankData(dataset, Task.REC, Split.TRAIN, max_videos=longest, max_entries=longest)
+        data = RankData(dataset, Task.REC, Split.TRAIN, max_videos=longest, max_entries=longest, joint=True)
         streams[WIDE_REC] = WideStream(
             data, bank, titles=settings.wide_titles, per_title=draws, seed=settings.seed
         )

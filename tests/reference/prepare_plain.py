@@ -51,12 +51,8 @@ def samples(
     touches: dict[int, list[Touch]],
     min_history: int,
     cuts: tuple[int, int] | None,
-    hidden: bool = True,
 ) -> dict[str, dict[str, list[tuple[Any, ...]]]]:
-    """task -> split -> [(user, cut, liked videos before, touched comments before, video, positives)].
-
-    `hidden`: under leave-last, what is held out is hidden from the histories of what comes before it.
-    """
+    """task -> split -> [(user, cut, liked videos before, touched comments before, video, positives)]."""
     found: dict[str, dict[str, list[tuple[Any, ...]]]] = {
         task: {split: [] for split in ("train", "val", "test")} for task in ("rec", "comm_rank")
     }
@@ -71,33 +67,13 @@ def samples(
             row = (user, time, *_before(likes, touches, user, time), entry[0][2])
             if len(row[2]) >= min_history or row[3]:
                 rank.append((*row, entry))
-        held = {
-            "train": _held(rec[-2:], rank[-2:]),
-            "val": _held(rec[-1:], rank[-1:]),
-            "test": (set(), set()),
-        }
         for task, rows in (("rec", rec), ("comm_rank", rank)):
             for place, row in enumerate(rows):
                 split = _split(len(rows) - place, row[1], cuts)
                 end = None if cuts is None or split == "test" else cuts[("train", "val").index(split)]
                 positives = tuple(touch[1] for touch in row[5] if end is None or touch[3] < end)
-                seen, touched = row[2], row[3]
-                if cuts is None and hidden:
-                    seen, touched = _until(seen, held[split][0]), _until(touched, held[split][1])
-                if len(seen) >= min_history or touched:
-                    found[task][split].append((*row[:2], seen, touched, row[4], positives))
+                found[task][split].append((*row[:5], positives))
     return found
-
-
-def _held(rec: list[tuple[Any, ...]], rank: list[tuple[Any, ...]]) -> tuple[set[int], set[int]]:
-    """(videos, comments) that the given rows are to be asked for."""
-    return {row[4] for row in rec}, {touch[1] for row in rank for touch in row[5]}
-
-
-def _until(history: tuple[int, ...], held: set[int]) -> tuple[int, ...]:
-    """The history up to the first item that is held out."""
-    ends = [place for place, item in enumerate(history) if item in held]
-    return history[: ends[0]] if ends else history
 
 
 def _before(
