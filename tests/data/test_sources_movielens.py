@@ -8,7 +8,10 @@ from lsvcr.data.sources import movielens
 from lsvcr.data.sources.logs import BadRows
 from lsvcr.data.store import open_dataset
 from lsvcr.settings import PrepareSettings
+from lsvcr.utils.errors import UserError
 from tests.data.raw_files import write_movielens
+from tests.data.raw_movielens import RATINGS as OLD_RATINGS
+from tests.data.raw_movielens import write_1m, write_10m, write_100k
 
 RATINGS = [
     (1, 10, 4.0, 100),
@@ -127,3 +130,93 @@ def test_the_published_small_set(tmp_path: Path):
     assert dataset.n_videos == 9_742
     assert dataset.titles()[1] == "Toy Story (1995)"
     assert len(dataset.samples("rec", "test")) == counts["samples"]["rec"]["test"] > 600
+
+
+TITLES = [
+    "The Matrix (1999)",
+    "Les Misérables (1995)",
+    "Star Trek: First Contact (1996)",
+    "unknown",
+    "Life Is Beautiful (La Vita è bella) (1997)",
+]
+GENRES = ["Action, Sci-Fi", "Drama, Musical", "Action, Adventure, Sci-Fi", "", "Comedy, Drama"]
+OLD_LAYOUTS = {"100k": write_100k, "1m": write_1m, "10m": write_10m}
+
+
+@pytest.mark.parametrize("name", OLD_LAYOUTS)
+def test_older_layouts_hold_the_same(tmp_path: Path, name: str):
+    logs = read(OLD_LAYOUTS[name](tmp_path), min_rating=3.0)
+    assert logs.videos["raw_id"].to_list() == [1, 2, 3, 4, 5]
+    assert logs.videos["title"].to_list() == TITLES
+    assert logs.videos["category"].to_list() == GENRES
+    assert logs.users["raw_id"].to_list() == [3, 20, 100]
+    stars = {"100k": 3, "1m": 3, "10m": 4}[name]
+    expected = [
+        (row, user, movie, time * 1000)
+        for row, (user, movie, given, time) in enumerate(OLD_RATINGS)
+        if given >= stars
+    ]
+    assert logs.video_events.rows() == expected and len(expected) > 2
+    assert logs.counts == {"ratings": len(OLD_RATINGS), "tags": 3 if name == "10m" else 0}
+
+
+def test_tags_of_10m_may_hold_the_separator(tmp_path: Path):
+    logs = read(write_10m(tmp_path))
+    assert logs.comments.select("raw_id", "content", "video", "likes").rows() == [
+        ("1:classic", "classic", 1, 2),
+        ("2:a::b, c", "a::b, c", 2, 1),
+    ]
+    assert logs.comment_events.rows()[2] == (2, 20, "2:a::b, c", 2, 900_000_009_000)
+
+
+@pytest.mark.parametrize("name", OLD_LAYOUTS)
+def test_older_layouts_prepared(tmp_path: Path, name: str):
+    raw = OLD_LAYOUTS[name](tmp_path / "raw")
+    settings = PrepareSettings(
+        source="movielens", raw=str(raw), out=str(tmp_path / "out"), min_rating=0.0, user_core=4
+    )
+    data = open_dataset(prepare(settings), verify=True)
+    assert data.titles()[2] == "Les Misérables (1995)"
+    assert (data.n_users, data.n_videos) == (3, 5)
+    assert len(data.samples("rec", "test")) == 3
+    assert len(data.comment_events.items) == (3 if name == "10m" else 0)
+
+
+def test_movies_that_somebody_converted_to_utf8(tmp_path: Path):
+    write_1m(tmp_path)
+    path = tmp_path / "movies.dat"
+    path.write_bytes(path.read_bytes().decode("latin-1").encode())
+    assert read(tmp_path).videos["title"].to_list() == TITLES
+
+
+def test_a_folder_without_a_layout_or_with_two(tmp_path: Path):
+    with pytest.raises(UserError, match=r"holds no MovieLens set: ratings\.csv.*ratings\.dat.*u\.data"):
+        read(tmp_path)
+    write_1m(tmp_path)
+    write_100k(tmp_path)
+    with pytest.raises(UserError, match=r"holds ratings\.dat and u\.data, of two layouts; keep one"):
+        read(tmp_path)
+    (tmp_path / "u.data").unlink()
+    (tmp_path / "movies.dat").unlink()
+    with pytest.raises(UserError, match=r"movies\.dat is missing; the raw folder must hold movies\.dat"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("write", "file", "line", "reason"),
+    [
+        (write_1m, "ratings.dat", "3::1::5", "3 fields are too few, a line has 4 with '::'"),
+        (write_1m, "ratings.dat", "3::1::5::9::9", "5 fields are too many"),
+        (write_100k, "u.data", "3\t1\tfive\t9", "rating is 'five', expected a number"),
+        (write_100k, "u.item", "1|again||||" + "|".join("0" * 19), "movieId 1 stands here a second time"),
+        (write_10m, "tags.dat", "x::1::a::b::9", "userId is 'x', expected a whole number"),
+        (write_10m, "tags.dat", "3::1::a::b", "timestamp is 'b', expected a time in Unix seconds"),
+    ],
+)
+def test_broken_rows_of_older_layouts(tmp_path: Path, write, file: str, line: str, reason: str):
+    path = write(tmp_path) / file
+    content = path.read_bytes()
+    path.write_bytes(content + line.encode() + b"\n")
+    number = content.count(b"\n") + 1
+    with pytest.raises(UserError, match=rf"{file}, line {number}: {reason}.*--skip-bad-rows"):
+        read(tmp_path)

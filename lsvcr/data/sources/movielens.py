@@ -1,8 +1,8 @@
-"""MovieLens in its CSV layout (ml-latest-small): ratings are likes, tags are comments.
+"""MovieLens, from 100k to the latest: ratings are likes, tags are comments.
 
 A rating at or above `min_rating` is a liked video. A tag is a comment on the movie: the same text under the
 same movie, however it is capitalised or spaced, is one comment with as many likes as users who gave it, and
-giving it is a comment interaction.
+giving it is a comment interaction. 100k and 1m have no tags, hence no comments.
 """
 
 import re
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import polars as pl
 
-from lsvcr.data.sources.columns import Column
-from lsvcr.data.sources.csv_table import CsvTable
 from lsvcr.data.sources.logs import ROW, BadRows, RawLogs
+from lsvcr.data.sources.movielens_layouts import genres_of, open_tables
 from lsvcr.schema import AUTHOR, CATEGORY, COMMENT, CONTENT, LIKES, RAW_ID, TIME, TITLE, USER, VIDEO
 from lsvcr.settings import PrepareSettings
 
 _NO_GENRES = "(no genres listed)"
+_NO_TAGS = {ROW: pl.UInt32, "userId": pl.Int64, "movieId": pl.Int64, "tag": pl.String, "timestamp": pl.Int64}
 _ARTICLES = (
     "The A An Le La Les L' Un Une Una El Los Las Il Lo Gli I Der Die Das Ein Eine De Het Den Det En Et O Os"
 )
@@ -26,22 +26,15 @@ _ALIAS = re.compile(r"^(?P<word>a\.?k\.?a\.?:? )?(?P<title>.*)$", re.IGNORECASE)
 
 
 def read(settings: PrepareSettings, bad: BadRows) -> RawLogs:
-    """Read ratings.csv, movies.csv and tags.csv of `settings.raw`, each once. Users are those who rated.
+    """Read ratings, movies and tags of `settings.raw`, each file once. Users are those who rated or tagged.
 
     Raises:
-        UserError: a file or column is missing, or a row is broken (see `BadRows`).
+        UserError: no layout is known, a file or column is missing, or a row is broken (see `BadRows`).
     """
-    folder, lossy = Path(settings.raw), bad.skip
-    ids = [Column("userId", "id"), Column("movieId", "id")]
-    time = Column("timestamp", "seconds")
-    ratings = CsvTable(folder / "ratings.csv", [*ids, Column("rating", "number"), time], lossy)
-    movies = CsvTable(
-        folder / "movies.csv", [ids[1], Column("title", "text"), Column("genres", "text")], lossy
-    )
-    tags = CsvTable(folder / "tags.csv", [*ids, Column("tag", "text"), time], lossy)
-    rated, n_ratings = ratings.collect(bad)
-    movie_rows = movies.collect_unique("movieId", bad)
-    tag_rows, n_tags = tags.collect(bad)
+    tables = open_tables(Path(settings.raw), bad.skip)
+    rated, n_ratings = tables.ratings.collect(bad)
+    movie_rows = tables.movies.collect_unique("movieId", bad)
+    tag_rows, n_tags = tables.tags.collect(bad) if tables.tags else (pl.DataFrame(schema=_NO_TAGS), 0)
     events, comments = _comments_of_tags(tag_rows)
     users = rated.select(ROW, pl.col("userId").alias(RAW_ID))
     taggers = events.select(pl.col(ROW), pl.col(USER).alias(RAW_ID))
@@ -51,7 +44,7 @@ def read(settings: PrepareSettings, bad: BadRows) -> RawLogs:
             ROW,
             pl.col("movieId").alias(RAW_ID),
             pl.Series(TITLE, [natural_title(title) for title in movie_rows["title"]], dtype=pl.String),
-            _genres().alias(CATEGORY),
+            _category(genres_of(movie_rows)).alias(CATEGORY),
             pl.lit("").alias(AUTHOR),
         ),
         comments=comments,
@@ -63,11 +56,11 @@ def read(settings: PrepareSettings, bad: BadRows) -> RawLogs:
         ),
         comment_events=events,
         origins={
-            "users": ratings,
-            "videos": movies,
-            "comments": tags,
-            "video_events": ratings,
-            "comment_events": tags,
+            "users": tables.ratings,
+            "videos": tables.movies,
+            "comments": tables.tags or tables.movies,
+            "video_events": tables.ratings,
+            "comment_events": tables.tags or tables.ratings,
         },
         counts={"ratings": n_ratings, "tags": n_tags},
     )
@@ -98,13 +91,13 @@ def _article_first(text: str) -> str:
     return f"{alias['word'] or ''}{article}{found['title']}{trailing}"
 
 
-def _genres() -> pl.Expr:
-    genres = pl.col("genres").str.replace_all("|", ", ", literal=True)
-    return pl.when(pl.col("genres") == _NO_GENRES).then(pl.lit("")).otherwise(genres)
+def _category(genres: pl.Expr) -> pl.Expr:
+    listed = genres.str.replace_all("|", ", ", literal=True)
+    return pl.when(genres == _NO_GENRES).then(pl.lit("")).otherwise(listed)
 
 
 def _comments_of_tags(tags: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(comment events, comments) of the rows of tags.csv; tags without a letter in them are left out.
+    """(comment events, comments) of the rows of tags; tags without a letter in them are left out.
 
     A comment's text is the tag as its first user wrote it, its raw id `movie:normalised tag`.
     """
