@@ -6,7 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lsvcr.settings import EmbedSettings, PrepareSettings, SimulateSettings, option
+from lsvcr.settings import (
+    DoctorSettings,
+    EmbedSettings,
+    ExportOfficialSettings,
+    PrepareSettings,
+    SimulateSettings,
+    option,
+)
 from lsvcr.utils.arguments import nearest, parse_settings
 from lsvcr.utils.errors import UserError, exit_code
 from lsvcr.utils.logging import quiet_third_party
@@ -78,6 +85,31 @@ def _prepare(argv: Sequence[str]) -> None:
     from lsvcr.data.prepare import prepare
 
     prepare(settings)
+
+
+def _doctor(argv: Sequence[str]) -> None:
+    settings = parse_settings(DoctorSettings, argv, "lsvcr doctor", *_about("doctor"), ("data",))
+    _require("doctor", data=settings.data)
+    from lsvcr.experiments.doctor import diagnose, failure, print_report
+
+    report = diagnose(settings)
+    if settings.json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        print_report(report)
+    sentence = failure(report)
+    if sentence:
+        raise UserError(sentence)
+
+
+def _export_official(argv: Sequence[str]) -> None:
+    settings = parse_settings(
+        ExportOfficialSettings, argv, "lsvcr export-official", *_about("export-official"), ("data",)
+    )
+    _require("export-official", data=settings.data, out=settings.out)
+    from lsvcr.data.export_official import export_official
+
+    export_official(settings.data, settings.out, settings.max_history, settings.embeddings)
 
 
 def _embed(argv: Sequence[str]) -> None:
@@ -170,7 +202,7 @@ def _overview() -> str:
         "",
         "commands:",
     ]
-    lines += [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<16} {command.summary}" for name, command in COMMANDS.items()]
     lines += ["", "training: bash scripts/run_lora.sh (stage one), bash scripts/finetune.sh (stage two)"]
     return "\n".join(lines) + "\n"
 
@@ -185,6 +217,16 @@ COMMANDS = {
         "Turn raw logs into a prepared dataset.",
         "lsvcr prepare kuaicomt --raw demo/raw --out demo/data",
         _prepare,
+    ),
+    "doctor": Command(
+        "Audit a prepared dataset: leaks, lengths, costs, and settings that fit it.",
+        "lsvcr doctor demo/data --write_config ckpt/data-settings",
+        _doctor,
+    ),
+    "export-official": Command(
+        "Write a prepared dataset in the reference implementation's format.",
+        "lsvcr export-official demo/data --out demo/official",
+        _export_official,
     ),
     "embed": Command(
         "Turn all titles and comments of a dataset into text vectors.",

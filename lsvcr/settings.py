@@ -50,6 +50,37 @@ class PrepareSettings:
 
 
 @dataclass
+class ExportOfficialSettings:
+    """Settings of `lsvcr export-official`."""
+
+    data: str = option("", "prepared dataset")
+    out: str = option("", "folder to write; an earlier export there is replaced")
+    max_history: int = option(0, "latest entries of each history that a sample shows; 0 = all")
+    embeddings: str = option(
+        "", "folder with photo_embs.npy and comment_embs.npy to add; empty = the dataset's, if any"
+    )
+
+
+@dataclass
+class DoctorSettings:
+    """Settings of `lsvcr doctor`."""
+
+    data: str = option("", "prepared dataset")
+    llm: str = option(
+        "auto",
+        "count text lengths in this LLM's tokens: smollm2-135m, tiny-random, a folder, a .gguf file, a hub id or none; "
+        "auto = smollm2-135m where its package is installed",
+    )
+    embeddings: str = option("", "folder of text vectors to audit too, such as a stage-one run")
+    write_config: str = option("", "folder that receives align.yaml and finetune.yaml fitted to the data")
+    tokens_per_second: float = option(
+        360.0, "assumed speed of stage one (360: SmolLM2-135M with LoRA on 2 CPU cores)"
+    )
+    gflops: float = option(30.0, "assumed speed of stage two in 10^9 operations a second (30: 2 CPU cores)")
+    json: bool = option(False, "print one JSON object instead of a report")
+
+
+@dataclass
 class SRSettings:
     """Shape of the SR model (METHOD: LSVCR paper, section 3; published sizes)."""
 

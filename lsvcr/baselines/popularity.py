@@ -53,7 +53,10 @@ def popularity(dataset: Dataset, task: Task, by: By = "train") -> Popularity:
         return Popularity(dataset.train_counts() if task is Task.REC else dataset.comment_train_counts())
     if task is Task.REC:
         raise UserError("videos have no like counts of their own; use popularity by training interactions")
-    likes = dataset.column("comments", LIKES).fill_null(0).to_numpy()
+    column = dataset.column("comments", LIKES)
+    if len(column) and column.is_null().all():
+        raise UserError(f"{dataset.root} has no like counts; use popularity by training interactions")
+    likes = column.fill_null(0).to_numpy()
     return Popularity(np.concatenate([[0], likes]))
 
 

@@ -1,5 +1,6 @@
 """Raw logs to the tables and arrays of a prepared dataset, in memory; no file is touched here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from lsvcr.data.histories import comments_by_video, entry_numbers, first_of_ties
 from lsvcr.data.indexing import encode, first_of_each, k_core, new_indices
 from lsvcr.data.sources.logs import BadRows, RawLogs
 from lsvcr.data.splits import TaskSplits, TimeCuts, comm_rank_splits, rec_splits, time_cuts
-from lsvcr.data.store import CommentEvents, Csr, VideoEvents
+from lsvcr.data.store import CommentEvents, Csr, Samples, VideoEvents
 from lsvcr.schema import COMMENT, LIKES, RAW_ID, TIME, USER, VIDEO, Split, Task
 from lsvcr.settings import PrepareSettings
 from lsvcr.utils.errors import UserError
@@ -72,9 +73,8 @@ def assemble(logs: RawLogs, settings: PrepareSettings, bad: BadRows) -> Prepared
     video_comments = comments_by_video(
         kept.comments[VIDEO].to_numpy(), kept.comments[LIKES].to_numpy(), kept.videos.height
     )
-    arrays = _event_arrays(video, comment, video_comments)
-    arrays |= _sample_arrays(splits)
-    arrays |= _candidate_arrays(splits, video_comments, kept.videos.height, settings)
+    samples = {task: parts.samples for task, parts in splits.items()}
+    arrays = dataset_arrays(video, comment, video_comments, samples, settings)
     arrays["train_counts/videos"] = np.bincount(
         video.items[splits[Task.REC].is_known], minlength=kept.videos.height + 1
     )
@@ -86,7 +86,7 @@ def assemble(logs: RawLogs, settings: PrepareSettings, bad: BadRows) -> Prepared
         schema.VIDEOS_FILE: kept.videos,
         schema.COMMENTS_FILE: kept.comments,
     }
-    return Prepared(tables, arrays, _counts(raw, tables, arrays, splits), cuts)
+    return Prepared(tables, arrays, dataset_counts(raw, tables, arrays, samples), cuts)
 
 
 def _keep(logs: RawLogs, likes: pl.DataFrame, touches: pl.DataFrame, settings: PrepareSettings) -> _Kept:
@@ -156,34 +156,31 @@ def _check_splits(rec: TaskSplits, settings: PrepareSettings) -> None:
     raise UserError(f"no sample is left for {' and '.join(empty)} (found {sizes}); {remedy}")
 
 
-def _event_arrays(video: VideoEvents, comment: CommentEvents, video_comments: Csr) -> dict[str, np.ndarray]:
+def dataset_arrays(
+    video: VideoEvents,
+    comment: CommentEvents,
+    video_comments: Csr,
+    samples: Mapping[Task, Mapping[Split, Samples]],
+    settings: PrepareSettings,
+) -> dict[str, np.ndarray]:
+    """Events, samples and newly drawn candidates by file name without `.npy`."""
     arrays = {f"events/video_{name}": values for name, values in video._asdict().items()}
     arrays |= {f"events/comment_{name}": values for name, values in comment._asdict().items()}
-    return arrays | {f"video_comments/{name}": values for name, values in video_comments._asdict().items()}
-
-
-def _sample_arrays(splits: dict[Task, TaskSplits]) -> dict[str, np.ndarray]:
-    arrays = {}
-    for task, parts in splits.items():
-        for split, samples in parts.samples.items():
+    arrays |= {f"video_comments/{name}": values for name, values in video_comments._asdict().items()}
+    for task, parts in samples.items():
+        for split, own in parts.items():
             stem = f"samples/{task.value}.{split.value}"
-            arrays[stem] = samples.rows
-            if samples.positives is not None:
-                arrays[f"{stem}.positive_offsets"] = samples.positives.offsets
-                arrays[f"{stem}.positive_items"] = samples.positives.items
-    return arrays
-
-
-def _candidate_arrays(
-    splits: dict[Task, TaskSplits], video_comments: Csr, n_videos: int, settings: PrepareSettings
-) -> dict[str, np.ndarray]:
-    arrays = {}
+            arrays[stem] = own.rows
+            if own.positives is not None:
+                arrays[f"{stem}.positive_offsets"] = own.positives.offsets
+                arrays[f"{stem}.positive_items"] = own.positives.items
+    n_videos = len(video_comments.offsets) - 2
     for split in (Split.VAL, Split.TEST):
         arrays[f"candidates/{Task.REC.value}.{split.value}"] = rec_candidates(
-            splits[Task.REC].samples[split], n_videos, settings.candidates, settings.seed, split
+            samples[Task.REC][split], n_videos, settings.candidates, settings.seed, split
         )
         ragged = comm_rank_candidates(
-            splits[Task.COMM_RANK].samples[split], video_comments, settings.candidates, settings.seed, split
+            samples[Task.COMM_RANK][split], video_comments, settings.candidates, settings.seed, split
         )
         stem = f"candidates/{Task.COMM_RANK.value}.{split.value}"
         arrays[stem] = ragged.items
@@ -191,11 +188,11 @@ def _candidate_arrays(
     return arrays
 
 
-def _counts(
+def dataset_counts(
     raw: dict[str, int],
     tables: dict[str, pl.DataFrame],
     arrays: dict[str, np.ndarray],
-    splits: dict[Task, TaskSplits],
+    samples: Mapping[Task, Mapping[Split, Samples]],
 ) -> dict[str, object]:
     """Figures for the manifest and for a person."""
     offsets, times = arrays["events/video_offsets"], arrays["events/video_times"]
@@ -214,8 +211,8 @@ def _counts(
         "cold_videos": int((arrays["train_counts/videos"][1:] < COLD).sum()),
         "video_events_at_the_time_of_the_one_before": int(has_same_before.sum()),
         "samples": {
-            task.value: {split.value: len(samples) for split, samples in parts.samples.items()}
-            for task, parts in splits.items()
+            task.value: {split.value: len(own) for split, own in parts.items()}
+            for task, parts in samples.items()
         },
         "comm_rank_rows_with_one_candidate": single,
         "raw": raw,

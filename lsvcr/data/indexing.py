@@ -8,6 +8,7 @@ import polars as pl
 from lsvcr.data.sources.logs import ROW, BadRows, Origin, RawLogs, drop_bad
 from lsvcr.schema import COMMENT, RAW_ID, TIME, USER, VIDEO
 
+_KEY = "key"
 CODE = "code"
 """Position of an id among all raw ids in ascending order, from 0 (u32)."""
 
@@ -54,9 +55,23 @@ def first_of_each(events: pl.DataFrame, item: str, rows_have_order: bool = True)
 
     Where rows have no order of their own, equal times are ordered by the item's code, that is by its raw id.
     """
-    return events.sort(USER, TIME, ROW if rows_have_order else item).unique(
-        [USER, item], keep="first", maintain_order=True
-    )
+    tie = ROW if rows_have_order else item
+    if not events[tie].is_sorted():
+        events = events.sort(tie, maintain_order=True)
+    events = _by_user_and_time(events)
+    pair = events[USER].cast(pl.UInt64) * 2**32 + events[item]
+    return events.filter(pair.is_first_distinct())
+
+
+def _by_user_and_time(events: pl.DataFrame) -> pl.DataFrame:
+    """Stable sort, by both columns as one number where 64 bits hold it: half the time and memory of sorting by two."""
+    times = events[TIME]
+    low, high = int(times.min() or 0), int(times.max() or 0)  # type: ignore[arg-type]
+    span = high - low + 1
+    if (int(events[USER].max() or 0) + 1) * span >= 2**64:  # type: ignore[arg-type]
+        return events.sort(USER, TIME, maintain_order=True)
+    key = events[USER].cast(pl.UInt64) * span + (times - low).cast(pl.UInt64)
+    return events.with_columns(key.alias(_KEY)).sort(_KEY, maintain_order=True).drop(_KEY)
 
 
 def k_core(

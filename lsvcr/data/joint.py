@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from lsvcr.data.sources import OFFICIAL
 from lsvcr.data.store import Dataset, Samples
 from lsvcr.schema import Split, Task
 
@@ -43,4 +44,10 @@ def held_out_from(dataset: Dataset, splits: Iterable[Split]) -> tuple[np.ndarray
         rec, comm_rank = (dataset.samples(task, split) for task in (Task.REC, Task.COMM_RANK))
         np.minimum.at(video, rec.user, rec.video_end)
         np.minimum.at(comment, comm_rank.user, comm_rank.comment_end)
+    if dataset.manifest["source"] == OFFICIAL:
+        # A sample with histories of its own became a further user (`official_chains`), of whom training knows nothing.
+        trained = np.zeros(len(video), bool)
+        for task in Task:
+            trained[dataset.samples(task, Split.TRAIN).user] = True
+        video[~trained] = comment[~trained] = 0
     return video, comment

@@ -15,8 +15,9 @@ import numpy as np
 
 from lsvcr import __version__, schema
 from lsvcr.data.assemble import Prepared, assemble
-from lsvcr.data.sources import SOURCES, reader
+from lsvcr.data.sources import OFFICIAL, SOURCES, reader
 from lsvcr.data.sources.logs import BadRows
+from lsvcr.data.sources.official import read as read_official
 from lsvcr.data.store import DATASET_KIND, is_dataset
 from lsvcr.settings import PrepareSettings
 from lsvcr.utils.errors import UserError
@@ -42,8 +43,11 @@ def prepare(settings: PrepareSettings) -> Path:
     """
     out = _check(settings)
     bad = BadRows(settings.skip_bad_rows)
-    found = reader(settings.source)(settings, bad)
-    prepared = found if isinstance(found, Prepared) else assemble(found, settings, bad)
+    if settings.source == OFFICIAL:
+        prepared = read_official(settings, bad)
+    else:
+        # Raw frames are handed over without a name here: kept until the end, they would be half of the memory.
+        prepared = assemble(reader(settings.source)(settings, bad), settings, bad)
     with atomic_dir(out) as folder:
         _write(folder, prepared, settings, bad)
     _report(out, prepared, bad)
@@ -84,13 +88,14 @@ def _write(folder: Path, prepared: Prepared, settings: PrepareSettings, bad: Bad
     }
     options = asdict(settings)
     del options["out"]
+    split = "as given" if settings.source == OFFICIAL else settings.split
     manifest: dict[str, Any] = {
         "kind": DATASET_KIND,
         "format": schema.FORMAT_VERSION,
         "data_hash": sha256_text("".join(f"{name} {entry['sha256']}\n" for name, entry in files.items())),
         "source": settings.source,
         "options": options,
-        "split": {"name": settings.split, "cut_times": asdict(prepared.cuts) if prepared.cuts else None},
+        "split": {"name": split, "cut_times": asdict(prepared.cuts) if prepared.cuts else None},
         "counts": prepared.counts,
         "skipped_rows": bad.summary(),
         "versions": {"lsvcr": __version__, "python": platform.python_version()}

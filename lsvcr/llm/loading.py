@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lsvcr.llm.bundled import dense_folder
+from lsvcr.llm.bundled import cached_folder, dense_folder, gguf_file
 from lsvcr.llm.families import backbone, hidden_size, n_layers, output_head, prepare_tokenizer, truncate
 from lsvcr.llm.quiet import quiet
 from lsvcr.llm.tiny import tiny_config, tiny_tokenizer, tiny_weights
@@ -37,6 +37,7 @@ __all__ = [
     "backbone",
     "hidden_size",
     "load_llm",
+    "load_tokenizer",
     "n_layers",
     "output_head",
 ]
@@ -87,6 +88,28 @@ def load_llm(name_or_path: str, *, dtype: torch.dtype = torch.bfloat16, llm_laye
     model.config._name_or_path = name_or_path
     model.eval()
     return model, tokenizer
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of `load_llm(name_or_path)` alone: no weights are read, and nothing is converted.
+
+    Raises:
+        UserError: nothing loadable is there.
+    """
+    if name_or_path == TINY:
+        return tiny_tokenizer()
+    source = _smollm2_tokenizer() if name_or_path == SMOLLM2 else _locate(name_or_path, torch.bfloat16)
+    with _told(source), quiet():
+        if _is_gguf(source):
+            return AutoTokenizer.from_pretrained(Path(source).parent, gguf_file=Path(source).name)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+
+
+def _smollm2_tokenizer() -> Path:
+    """A converted copy, whose tokenizer loads at once, or the GGUF file itself."""
+    gguf = gguf_file()
+    copies = (cached_folder(gguf, dtype) for dtype in (torch.bfloat16, torch.float32))
+    return next((folder for folder in copies if folder.is_dir()), gguf)
 
 
 def _load_tiny(dtype: torch.dtype, llm_layers: int) -> Loaded:

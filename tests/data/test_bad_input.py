@@ -1,3 +1,4 @@
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 
@@ -215,6 +216,44 @@ def test_bytes_that_are_no_utf8(raw: Path):
     with pytest.raises(UserError, match=r"video_features\.csv, line 5: not UTF-8.*iconv.*--skip-bad-rows"):
         run(raw)
     assert open_dataset(run(raw, skip_bad_rows=True)).titles()[4] == "caf\ufffd 4"
+
+
+def packed(path: Path) -> Path:
+    """The file with gzip, in place of itself."""
+    target = path.with_name(path.name + ".gz")
+    target.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    return target
+
+
+def test_files_may_be_packed(raw: Path):
+    plain = open_dataset(run(raw)).data_hash
+    for path in sorted(raw.iterdir()):
+        packed(path)
+    assert open_dataset(run(raw)).data_hash == plain
+    broken = b"7,2,1230,yesterday,1,1,0,0,0,0,0,1,5000,18000,0,7"
+    path = raw / f"{VIDEO_INTER}.gz"
+    lines = gzip.decompress(path.read_bytes()).splitlines()
+    lines[4] = broken
+    path.write_bytes(gzip.compress(b"\n".join(lines)))
+    with pytest.raises(UserError, match=r"user_video_inter\.csv\.gz, line 5: time_ms is 'yesterday'"):
+        run(raw)
+
+
+@pytest.mark.parametrize("kept", [5, 60, 0.5, -1])
+def test_a_packed_file_that_was_cut_short(raw: Path, kept: float):
+    before = open_dataset(run(raw)).data_hash
+    path = packed(raw / VIDEO_INTER)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    with pytest.raises(
+        UserError, match=r"user_video_inter\.csv\.gz is no whole gzip file .*download it again"
+    ):
+        run(raw)
+    path.write_bytes(b"user_id,video_id\n" + whole)
+    with pytest.raises(UserError, match=r"user_video_inter\.csv\.gz is no whole gzip file"):
+        run(raw)
+    assert open_dataset(raw.parent / "out", verify=True).data_hash == before, "the old dataset stays"
 
 
 @pytest.mark.parametrize("name", KUAICOMT_HEADERS)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsvcr.data.joint import joint_samples
+from lsvcr.data.joint import held_out_from, joint_samples
 from lsvcr.data.prepare import prepare
 from lsvcr.data.rank import RankData
 from lsvcr.data.store import Dataset, open_dataset
@@ -12,6 +12,7 @@ from lsvcr.schema import Split, Task
 from lsvcr.settings import PrepareSettings
 from lsvcr.utils.errors import UserError
 from tests.data.raw_files import write_kuaicomt
+from tests.data.raw_official import line, small_lines, write_official
 
 COMMENTS = {10 * video + k: (video, f"comment {k}", 0) for video in range(1, 8) for k in (1, 2)}
 
@@ -81,3 +82,15 @@ def test_what_either_task_holds_out_is_in_no_history_of_training(tmp_path_factor
                     start, end = int(events.offsets[user]), int(joint[name][row])
                     assert start <= end <= plain[name][row]
                     assert not held & {(user, item) for item in events.items[start:end].tolist()}
+
+
+def test_of_a_sample_with_histories_of_its_own_training_knows_nothing(tmp_path: Path):
+    lines = small_lines()
+    lines[Task.REC, Split.TEST][0] = line("a", ["v5", "v2"], [], "v4")
+    raw = write_official(tmp_path / "raw", lines)
+    data = open_dataset(prepare(PrepareSettings(source="official", raw=str(raw), out=str(tmp_path / "out"))))
+    users = data.raw_ids("users").to_list()
+    assert users.count("a#2") == 1
+    videos, comments = held_out_from(data, (Split.VAL, Split.TEST))
+    assert (videos[1 + users.index("a#2")], comments[1 + users.index("a#2")]) == (0, 0)
+    assert videos[1 + users.index("a")] > 0

@@ -20,6 +20,8 @@ FLAGS = {
     "finetune.sh": settings.RankSettings,
     "simulate": settings.SimulateSettings,
     "prepare": settings.PrepareSettings,
+    "doctor": settings.DoctorSettings,
+    "export-official": settings.ExportOfficialSettings,
     "embed": settings.EmbedSettings,
     "evaluate": cli.EvaluateSettings,
     "table": cli.TableSettings,
@@ -96,7 +98,12 @@ def test_scripts_named_exist(document: Path):
 def test_every_example_of_the_command_line_parses(name):
     from lsvcr.utils.arguments import parse_settings
 
-    positionals = {"prepare": ["source"], "evaluate": ["checkpoint"]}.get(name, [])
+    positionals = {
+        "prepare": ["source"],
+        "evaluate": ["checkpoint"],
+        "doctor": ["data"],
+        "export-official": ["data"],
+    }.get(name, [])
     words = shlex.split(cli.COMMANDS[name].example)
     assert words[:2] == ["lsvcr", name]
     flags = cli.split_runs(words[2:])[1] if name == "table" else words[2:]

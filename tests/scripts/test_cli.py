@@ -29,7 +29,7 @@ def test_every_command_has_help_with_an_example(name, capsys):
     [
         (["prepar"], ["unknown command 'prepar'", "did you mean prepare?"]),
         (["xyzzy"], ["unknown command 'xyzzy'", "`lsvcr` lists them"]),
-        (["prepare", "kuaikomt"], ["SOURCE is one of kuaicomt, movielens", "did you mean kuaicomt?"]),
+        (["prepare", "kuaikomt"], ["SOURCE is one of kuaicomt, microlens", "did you mean kuaicomt?"]),
         (["prepare", "kuaicomt"], ["--raw and --out", "lsvcr prepare kuaicomt --raw"]),
         (["simulate"], ["needs --out"]),
         (["evaluate", "ckpt"], ["needs --data"]),

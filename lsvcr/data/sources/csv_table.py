@@ -37,7 +37,9 @@ class Layout:
 
 
 class CsvTable:
-    """One CSV file, UTF-8 with or without BOM, any line ends, plain or gzip (`.gz`).
+    """One CSV file, UTF-8 with or without BOM, any line ends, plain or gzip.
+
+    A file that is not there is looked for with `.gz` behind its name.
 
     Raises:
         UserError: no such file, empty file, another delimiter, or a needed column is not in the header.
@@ -46,8 +48,9 @@ class CsvTable:
     def __init__(
         self, path: Path, columns: Sequence[Column], lossy: bool = False, layout: Layout | None = None
     ) -> None:
-        self.path = path
-        self.name = path.name
+        packed = path.with_name(f"{path.name}.gz")
+        self.path = packed if packed.is_file() and not path.exists() else path
+        self.name = self.path.name
         self._columns = tuple(columns)
         self._layout = layout or Layout()
         # With --skip-bad-rows a byte that is no UTF-8 becomes U+FFFD instead of stopping the run.
@@ -81,7 +84,9 @@ class CsvTable:
             frame, sizes = pl.collect_all([wanted, figures], engine="streaming")
         except (pl.exceptions.ComputeError, pl.exceptions.SchemaError, OSError) as error:
             raise self._damage(str(error)) from None
-        frame = self._without_faults(frame.sort(ROW), bad)
+        if not frame[ROW].is_sorted():
+            frame = frame.sort(ROW)
+        frame = self._without_faults(frame, bad)
         if keep is not None:
             frame = frame.filter(keep)
         size, end = sizes.row(0)
