@@ -122,7 +122,8 @@ def _video_entries(dataset: Dataset, comments: list[str]) -> Iterator[dict[str, 
 def _write_entries(path: Path, names: list[str], entries: Iterable[dict[str, object]]) -> None:
     """One JSON object, an entry a line; `names` starts with the padding's."""
     with open(path, "w", encoding="utf-8", newline="\n") as stream:
-        mark = "{\n"
+        stream.write("{")
+        mark = "\n"
         for name, entry in zip(names[1:], entries, strict=True):
             stream.write(f"{mark}{_json(name)}: {_json(entry)}")
             mark = ",\n"

@@ -1,6 +1,7 @@
 import json
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -190,8 +191,11 @@ module.prepare(PrepareSettings(raw=sys.argv[1], out=sys.argv[2], seed=9))
 """
 
 
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 @pytest.mark.parametrize("before", ["old", "none"])
-def test_a_killed_run_leaves_the_old_dataset_or_none(folder: Path, copy: Path, before: str):
+def test_a_killed_run_leaves_the_old_dataset_or_none(
+    folder: Path, copy: Path, before: str, sent: signal.Signals
+):
     if before == "none":
         shutil.rmtree(copy)
     raw = folder.parent / "raw"
@@ -203,7 +207,7 @@ def test_a_killed_run_leaves_the_old_dataset_or_none(folder: Path, copy: Path, b
         stderr=subprocess.DEVNULL,
     )
     assert child.stdout is not None and child.stdout.readline() == b"writing\n"
-    child.kill()
+    child.send_signal(sent)
     child.wait()
     child.stdout.close()
     if before == "old":

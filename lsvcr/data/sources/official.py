@@ -60,6 +60,8 @@ def read(settings: PrepareSettings, bad: BadRows) -> Prepared:
     _check(settings)
     folder = Path(settings.raw)
     videos, comments = _ids(folder / VIDEO_LIST_FILE), _ids(folder / COMMENT_LIST_FILE)
+    if not videos:
+        raise UserError(f"{folder / VIDEO_LIST_FILE} holds no id but {PAD_ID!r}; make it again")
     catalogue = _catalogue(folder, videos, comments, bad)
     chains = Chains()
     for task in Task:
@@ -108,8 +110,6 @@ def _ids(path: Path) -> dict[str, int]:
             )
         if index.setdefault(str(value), place) != place:
             raise UserError(f"{path}, place {place}: {value!r:.80} stands here a second time; keep it once")
-    if not index:
-        raise UserError(f"{path} holds no id but {PAD_ID!r}; make it again")
     return index
 
 

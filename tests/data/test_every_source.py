@@ -1,0 +1,63 @@
+"""What a user does with raw files of any source: prepare, then the doctor, by the command line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lsvcr import cli
+from lsvcr.data.sources import SOURCES
+from lsvcr.data.store import open_dataset
+from tests.data.raw_amazon import write_2014, write_2018, write_2023
+from tests.data.raw_files import small_kuaicomt, write_movielens
+from tests.data.raw_microlens import write_microlens
+from tests.data.raw_movielens import write_1m, write_10m, write_100k
+from tests.data.raw_official import small_lines, write_official
+from tests.data.raw_tables import small_tables, write_spark
+
+
+def movielens_csv(folder: Path) -> Path:
+    """The layout since 20m."""
+    ratings = [(user, movie, 4.0, 100 * movie + user) for user in (1, 2) for movie in range(1, 7)]
+    movies = [(movie, f"Movie {movie} (2000)", "Drama") for movie in range(1, 7)]
+    return write_movielens(folder, ratings, movies, [(1, 2, "dark", 300), (1, 4, "slow", 500)])
+
+
+WORLDS: dict[str, tuple[str, Callable[[Path], Path]]] = {
+    "kuaicomt": ("kuaicomt", small_kuaicomt),
+    "tables": ("tables", lambda folder: write_spark(folder, small_tables(), parts=3)),
+    "microlens": ("microlens", write_microlens),
+    "amazon 2014": ("amazon", write_2014),
+    "amazon 2018": ("amazon", write_2018),
+    "amazon 2023": ("amazon", write_2023),
+    "movielens 100k": ("movielens", write_100k),
+    "movielens 1m": ("movielens", write_1m),
+    "movielens 10m": ("movielens", write_10m),
+    "movielens latest": ("movielens", movielens_csv),
+    "official": ("official", lambda folder: write_official(folder, small_lines())),
+}
+
+
+def test_no_source_is_forgotten():
+    assert {source for source, _ in WORLDS.values()} == set(SOURCES)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_prepare_and_audit(tmp_path: Path, capsys: pytest.CaptureFixture, world: str):
+    source, write = WORLDS[world]
+    raw, out = write(tmp_path / "raw"), tmp_path / "data"
+    flags = [] if source == "official" else ["--user_core", "2", "--min_rating", "0"]
+    assert cli.main(["prepare", source, "--raw", str(raw), "--out", str(out), *flags]) == 0
+    data = open_dataset(out, verify=True)
+    assert all(len(data.samples("rec", split)) for split in ("train", "val", "test"))
+    capsys.readouterr()
+    assert cli.main(["doctor", str(out), "--llm", "none", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] and len(report["checks"]) > 50
+    assert all(check["failed"] == 0 for check in report["checks"])
+    # Written out for the reference and read again, there are as many samples of every kind.
+    official, again = tmp_path / "official", tmp_path / "again"
+    assert cli.main(["export-official", str(out), "--out", str(official)]) == 0
+    assert cli.main(["prepare", "official", "--raw", str(official), "--out", str(again)]) == 0
+    assert open_dataset(again).manifest["counts"]["samples"] == data.manifest["counts"]["samples"]
