@@ -261,6 +261,8 @@ Next:
       the table again, each target among 100 candidates as in the paper
   python scripts/measure_gain.py --data $OUT/data --aligned $OUT/align --out $OUT/gain --config config/finetune/demo.yaml
       what stage one adds, with several seeds and both sides tuned alike
+  lsvcr doctor $OUT/data
+      what these data are like, and whether they are sound
   lsvcr prepare --help
       your own data; README.md has an example
 TEXT
