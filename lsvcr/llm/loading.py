@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GlmForCausalLM,
     LlamaForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
@@ -26,6 +27,9 @@ from transformers import (
 )
 
 from lsvcr.llm.bundled import cached_folder, dense_folder, gguf_file
+from lsvcr.llm.chatglm import MODEL_TYPE as CHATGLM
+from lsvcr.llm.chatglm import glm_config, glm_weights
+from lsvcr.llm.chatglm_tokenizer import is_chatglm_folder, open_tokenizer
 from lsvcr.llm.families import backbone, hidden_size, n_layers, output_head, prepare_tokenizer, truncate
 from lsvcr.llm.quiet import quiet
 from lsvcr.llm.tiny import tiny_config, tiny_tokenizer, tiny_weights
@@ -102,7 +106,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     with _told(source), quiet():
         if _is_gguf(source):
             return AutoTokenizer.from_pretrained(Path(source).parent, gguf_file=Path(source).name)
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return _tokenizer(source)
 
 
 def _smollm2_tokenizer() -> Path:
@@ -126,6 +130,8 @@ def _load_tiny(dtype: torch.dtype, llm_layers: int) -> Loaded:
 
 def _load(source: str | Path, dtype: torch.dtype, llm_layers: int) -> Loaded:
     """From a folder that was looked over, or from the hub."""
+    if isinstance(source, Path) and _read_config(source / "config.json").get("model_type") == CHATGLM:
+        return _load_chatglm(source, dtype, llm_layers)
     with _told(source), quiet():
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         truncate(config, llm_layers)
@@ -137,9 +143,36 @@ def _load(source: str | Path, dtype: torch.dtype, llm_layers: int) -> Loaded:
             attn_implementation=_attention(config),
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = _tokenizer(source)
     _check_report(source, report, llm_layers)
     return model, tokenizer
+
+
+def _load_chatglm(source: Path, dtype: torch.dtype, llm_layers: int) -> Loaded:
+    """From a folder as published: translated, since the model class it names is code of its own."""
+    with _told(source), quiet():
+        config = glm_config(source / "config.json")
+        truncate(config, llm_layers)
+        file = next(source / name for name in _WEIGHTS if (source / name).is_file())
+        weights, report = glm_weights(file, config, dtype)
+        _check_report(source, report, llm_layers)
+        model, report = GlmForCausalLM.from_pretrained(
+            None,
+            config=config,
+            state_dict=weights,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+        )
+        _check_report(source, report, llm_layers)
+        return model, open_tokenizer(source)
+
+
+def _tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """ChatGLM's own where it lies: of its files transformers makes another one, without a word."""
+    if isinstance(source, Path) and is_chatglm_folder(source):
+        return open_tokenizer(source)
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def _load_gguf(source: str | Path, dtype: torch.dtype, llm_layers: int) -> Loaded:
@@ -227,15 +260,20 @@ def _check_folder(folder: Path) -> Path:
     return folder
 
 
-def _check_config(path: Path) -> None:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): download the model again") from None
-    kind = content.get("model_type") if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else {}
+
+
+def _check_config(path: Path) -> None:
+    content = _read_config(path)
+    kind = content.get("model_type")
     if not kind:
         raise UserError(f"{path} names no model_type, so it is no configuration of a transformers model")
-    if kind not in CONFIG_MAPPING:
+    if kind != CHATGLM and kind not in CONFIG_MAPPING:
         reason = " and asks for code of its own, which is never run" if "auto_map" in content else ""
         raise UserError(
             f"{path}: transformers {transformers.__version__} does not know the model type {kind!r}{reason}; "

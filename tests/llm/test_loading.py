@@ -175,9 +175,10 @@ def lose_shard(folder):
         (rewrite_config(num_hidden_layers=1), "not understood"),
         (rewrite_config(model_type="glm", head_dim=8), "do not fit"),
         (
-            rewrite_config(model_type="chatglm", auto_map={"AutoModel": "x.Y"}),
+            rewrite_config(model_type="novel", auto_map={"AutoModel": "x.Y"}),
             "code of its own, which is never run",
         ),
+        (rewrite_config(model_type="chatglm"), "lacks padded_vocab_size, ffn_hidden_size"),
         (rewrite_config(vocab_size=100), "do not fit|cannot be loaded"),
     ],
 )
