@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lsvcr.settings import (
+    ConvertSettings,
     DoctorSettings,
     EmbedSettings,
     ExportOfficialSettings,
@@ -117,6 +118,19 @@ def _embed(argv: Sequence[str]) -> None:
     from lsvcr.training.embed import embed
 
     embed(settings)
+
+
+def _convert(argv: Sequence[str]) -> None:
+    settings = parse_settings(ConvertSettings, argv, "lsvcr convert", *_about("convert"), ("checkpoint",))
+    _require(
+        "convert",
+        checkpoint=settings.checkpoint,
+        model_name_or_path=settings.model_name_or_path,
+        out=settings.out,
+    )
+    from lsvcr.training.convert import convert
+
+    convert(settings)
 
 
 def _evaluate(argv: Sequence[str]) -> None:
@@ -232,6 +246,11 @@ COMMANDS = {
         "Turn all titles and comments of a dataset into text vectors.",
         "lsvcr embed --checkpoint ckpt/LSVCR --data_path demo/data",
         _embed,
+    ),
+    "convert": Command(
+        "Turn an official checkpoint, or a legacy ChatGLM's adapter, into ours.",
+        "lsvcr convert official/adapter_model.bin --model_name_or_path models/chatglm3-6b --out ckpt/official",
+        _convert,
     ),
     "evaluate": Command(
         "Measure a stage-two checkpoint under the named protocols.",

@@ -131,7 +131,9 @@ class AlignSettings(SRSettings):
     max_source_length: int = option(3840, "tokens of a prompt; the oldest entries go first")
     max_target_length: int = option(256, "tokens of a response")
     max_text_length: int = option(64, "tokens of one title or comment in the text branch")
-    text_token_budget: int = option(2048, "tokens (padding included) of one text batch")
+    text_token_budget: int = option(
+        0, "tokens (padding included) of one text batch; 0 = 512 on a CPU, 16384 on a GPU"
+    )
     lm_loss_weight: float = option(1.0, "weight of the language-model loss")
     rec_loss_weight: float = option(1.0, "weight of the recommendation loss")
     contrast_loss_weight: float = option(0.5, "weight of behaviour and preference contrast")
@@ -169,6 +171,20 @@ class AlignSettings(SRSettings):
     logging_steps: int = option(10, "optimiser steps between log lines")
     report_to: Literal["tensorboard", "none"] = option("tensorboard", "where curves go")
     resume: bool = option(True, "continue an interrupted run found in output_dir")
+
+
+@dataclass
+class ConvertSettings:
+    """Settings of `lsvcr convert`."""
+
+    checkpoint: str = option(
+        "", "official adapter_model.bin, peft adapter on a legacy ChatGLM, or their folder"
+    )
+    out: str = option("", "folder to write: a stage-one run, or a peft adapter if there is only LoRA")
+    model_name_or_path: str = option("", "LLM that the checkpoint was trained on")
+    heads: int = option(2, "attention heads of the SR model, which its weights do not tell")
+    max_text_length: int = option(64, "tokens of one title or comment in its text branch")
+    lora_alpha: int = option(32, "LoRA alpha, where no adapter_config.json beside the checkpoint says it")
 
 
 @dataclass

@@ -40,6 +40,7 @@ __all__ = [
     "TINY",
     "backbone",
     "hidden_size",
+    "load_config",
     "load_llm",
     "load_tokenizer",
     "n_layers",
@@ -109,6 +110,23 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         return _tokenizer(source)
 
 
+def load_config(name_or_path: str) -> PretrainedConfig:
+    """The configuration of `load_llm(name_or_path)` alone.
+
+    Raises:
+        UserError: nothing loadable is there.
+    """
+    if name_or_path == TINY:
+        return tiny_config()
+    source = _locate(name_or_path, torch.bfloat16)
+    with _told(source), quiet():
+        if _is_gguf(source):
+            return AutoConfig.from_pretrained(Path(source).parent, gguf_file=Path(source).name)
+        if _is_chatglm(source):
+            return glm_config(Path(source) / "config.json")
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
 def _smollm2_tokenizer() -> Path:
     """A converted copy, whose tokenizer loads at once, or the GGUF file itself."""
     gguf = gguf_file()
@@ -130,8 +148,8 @@ def _load_tiny(dtype: torch.dtype, llm_layers: int) -> Loaded:
 
 def _load(source: str | Path, dtype: torch.dtype, llm_layers: int) -> Loaded:
     """From a folder that was looked over, or from the hub."""
-    if isinstance(source, Path) and _read_config(source / "config.json").get("model_type") == CHATGLM:
-        return _load_chatglm(source, dtype, llm_layers)
+    if _is_chatglm(source):
+        return _load_chatglm(Path(source), dtype, llm_layers)
     with _told(source), quiet():
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         truncate(config, llm_layers)
@@ -166,6 +184,10 @@ def _load_chatglm(source: Path, dtype: torch.dtype, llm_layers: int) -> Loaded:
         )
         _check_report(source, report, llm_layers)
         return model, open_tokenizer(source)
+
+
+def _is_chatglm(source: str | Path) -> bool:
+    return isinstance(source, Path) and _read_config(source / "config.json").get("model_type") == CHATGLM
 
 
 def _tokenizer(source: str | Path) -> PreTrainedTokenizerBase:

@@ -112,7 +112,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, trainable: bool = F
             adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"the adapter in {source} does not fit this LLM: {error}") from error
-    told = _mismatch(saved, adapter_tensors(adapted))
+    told = mismatch(saved, adapter_tensors(adapted))
     if told:
         adapted.unload()
         raise UserError(
@@ -135,7 +135,7 @@ def _read(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"{folder / WEIGHTS_FILE} is damaged ({error}): take another checkpoint") from error
 
 
-def _mismatch(saved: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+def mismatch(saved: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
     """What differs in names and shapes, in words; empty if nothing does."""
     parts = {
         "missing in the file": sorted(wanted.keys() - saved.keys()),

@@ -26,6 +26,9 @@ from lsvcr.utils.logging import get_logger
 from lsvcr.utils.precision import compute_dtype
 from lsvcr.utils.seeding import seed_everything
 
+CPU_BUDGET, GPU_BUDGET = 512, 16_384
+"""Tokens of a text batch. On a CPU a larger one costs more in padding than it wins (docs/log.md)."""
+
 _INIT_STREAM = 41
 _STANDARD_TEXTS = 512
 """Titles, and comments, that the embedding head's input statistics are taken from."""
@@ -63,7 +66,7 @@ class Plan:
 def check_settings(settings: AlignSettings) -> None:
     """Raise `UserError` for values that no field type can rule out."""
     positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-                "max_text_length", "text_token_budget", "logging_steps", "eval_pool", "hidden",
+                "max_text_length", "logging_steps", "eval_pool", "hidden",
                 "wide_samples")  # fmt: skip
     for name in positive:
         if getattr(settings, name) < 1:
@@ -76,7 +79,13 @@ def check_settings(settings: AlignSettings) -> None:
             )
     if settings.hidden % settings.heads:
         raise UserError(f"--hidden {settings.hidden} must be a multiple of --heads {settings.heads}")
-    for name in ("wide_titles", "taste_texts", "head_start_epochs", "head_start_taste_steps"):
+    for name in (
+        "text_token_budget",
+        "wide_titles",
+        "taste_texts",
+        "head_start_epochs",
+        "head_start_taste_steps",
+    ):
         if getattr(settings, name) < 0:
             raise UserError(f"--{name} {getattr(settings, name)}: give 0 (none) or more")
     if settings.save_strategy == "steps" and settings.save_steps < 1:
@@ -224,7 +233,8 @@ def _model(settings: AlignSettings, llm: Any, pad_id: int) -> AlignedModel:
         llm,
         heads,
         pad_id=pad_id,
-        text_token_budget=settings.text_token_budget,
+        text_token_budget=settings.text_token_budget
+        or (GPU_BUDGET if torch.cuda.is_available() else CPU_BUDGET),
         weights={
             "lm": settings.lm_loss_weight,
             "rec": settings.rec_loss_weight,

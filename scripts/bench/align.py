@@ -37,7 +37,9 @@ MEMORY = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import align
+from common import own_peak_gb
 align.one_schedule(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+print(own_peak_gb())
 """
 
 
@@ -200,9 +202,7 @@ def world_figures(preset: str, data: Path, layers: int, steps: int) -> dict[str,
     expanded, _ = every_occurrence(batch)
     prompt, distinct = int(batch.mask.sum()), sum(map(len, batch.texts))
     occurring = sum(map(len, expanded.texts))
-    # Checkpointing reads everything a second time in the backward pass; a read is counted once.
-    reads = 2 if settings_for("", 0, None).gradient_checkpointing else 1
-    tokens = {name: body / reads for name, (body, _) in used.items()}
+    tokens = {name: read for name, (read, _) in used.items()}
     body = sum(p.numel() for name, p in backbone(parts.model.llm).named_parameters() if "embed" not in name)
     head = output_head(parts.model.llm).weight.numel()
 
@@ -260,7 +260,7 @@ def main() -> None:
         for name in ("reference", "ours"):
             here = str(Path(__file__).parent)
             child = run_child(["-c", MEMORY, here, name, str(data), str(options.layers)])
-            figures[f"{preset}_{name}_rss_gb"] = child.rss_gb
+            figures[f"{preset}_{name}_rss_gb"] = float(child.stdout.split()[-1])
     report("align", figures, options.json)
 
 

@@ -46,6 +46,17 @@ def run_child(words: Sequence[str]) -> Child:
     return Child(seconds, usage.ru_maxrss * 1024 / GB, text)
 
 
+def own_peak_gb() -> float:
+    """The largest resident memory of this process since it began to run its program.
+
+    What the system says of an ended child counts the memory of the process that started it too, if that was larger.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024 / GB
+    raise SystemExit("this system does not tell a process its largest resident memory")
+
+
 def machine() -> dict[str, Any]:
     """Cores, memory and versions, for the report."""
     from importlib.metadata import version

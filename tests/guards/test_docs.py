@@ -23,6 +23,7 @@ FLAGS = {
     "doctor": settings.DoctorSettings,
     "export-official": settings.ExportOfficialSettings,
     "embed": settings.EmbedSettings,
+    "convert": settings.ConvertSettings,
     "evaluate": cli.EvaluateSettings,
     "table": cli.TableSettings,
 }
@@ -102,6 +103,7 @@ def test_every_example_of_the_command_line_parses(name):
         "prepare": ["source"],
         "evaluate": ["checkpoint"],
         "doctor": ["data"],
+        "convert": ["checkpoint"],
         "export-official": ["data"],
     }.get(name, [])
     words = shlex.split(cli.COMMANDS[name].example)
