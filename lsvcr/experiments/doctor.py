@@ -12,10 +12,12 @@ from lsvcr.data.audit_vectors import audit_vectors
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.experiments import doctor_estimates as estimates
 from lsvcr.experiments import doctor_fit as fit
+from lsvcr.experiments.doctor_memory import stage_one_memory
 from lsvcr.experiments.doctor_print import print_report
 from lsvcr.experiments.doctor_sanity import sanity
 from lsvcr.experiments.doctor_texts import open_tokenizer, sample_tokens, text_tokens
 from lsvcr.experiments.doctor_warnings import warnings
+from lsvcr.llm.loading import load_config
 from lsvcr.schema import BEST_DIR, Task
 from lsvcr.settings import AlignSettings, DoctorSettings, RankSettings
 from lsvcr.utils.errors import UserError
@@ -161,8 +163,17 @@ def _fit(
     prompts = built()
     fit.fit_time(align, estimated())
     report["prompts"] = prompts or None
+    stage_one = estimated()
+    if stage_one is not None:
+        # The longest prompt, and as many tokens of texts beside it as a sample has on average.
+        longest = max(
+            part["tokens_a_sample"] - part["prompt"]["mean"] + part["prompt"]["max"]
+            for part in prompts.values()
+        )
+        tokens = round(AlignSettings.per_device_train_batch_size * longest)
+        stage_one["memory"] = stage_one_memory(load_config(report["llm"]), _align_settings(align), tokens)
     report["estimates"] = {
-        "stage_one": estimated(),
+        "stage_one": stage_one,
         "stage_two": estimates.stage_two(
             report, replace(RankSettings(), **fit.values(finetune)), settings.gflops
         ),

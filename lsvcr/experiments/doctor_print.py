@@ -199,7 +199,10 @@ def _about_cost(report: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"Stage one, estimated at an assumed {one['tokens_per_second']:g} tokens a second: {each}; "
             f"{_duration(one['hours_an_epoch'])} an epoch, {one['epochs']:g} epochs; "
-            f"all text vectors {_duration(one['embed_hours'])}."
+            f"all text vectors {_duration(one['embed_hours'])}. A process takes about "
+            f"{_bytes(one['memory']['process_bytes'])} of memory: weights {_bytes(one['memory']['weights_bytes'])}, "
+            f"activations {_bytes(one['memory']['activation_bytes'])}, training state "
+            f"{_bytes(one['memory']['training_state_bytes'])}, and the libraries."
         )
     each = ", ".join(
         f"{_LABELS[task]} {_duration(minutes / 60)} an epoch"

@@ -118,7 +118,7 @@ def load_config(name_or_path: str) -> PretrainedConfig:
     """
     if name_or_path == TINY:
         return tiny_config()
-    source = _locate(name_or_path, torch.bfloat16)
+    source = gguf_file() if name_or_path == SMOLLM2 else _locate(name_or_path, torch.bfloat16)
     with _told(source), quiet():
         if _is_gguf(source):
             return AutoConfig.from_pretrained(Path(source).parent, gguf_file=Path(source).name)

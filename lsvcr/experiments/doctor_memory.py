@@ -1,0 +1,80 @@
+"""What a process of stage one will hold in memory: an estimate from shapes, nothing is loaded."""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from lsvcr.llm.aligned import AlignedHeads
+from lsvcr.llm.families import truncate
+from lsvcr.llm.lora import add_lora
+from lsvcr.llm.quiet import quiet
+from lsvcr.models.sr import SRModel
+from lsvcr.settings import AlignSettings
+from lsvcr.utils.precision import compute_dtype
+
+LIBRARIES = 1_000_000_000
+"""Bytes of Python, torch, transformers and DeepSpeed in a process, measured."""
+
+STATE = 16
+"""Bytes a trained parameter: gradient, master weight and AdamW's two moments, all float32 (one process; under ZeRO-2
+several processes share the last three)."""
+
+
+def stage_one_memory(config: PretrainedConfig, settings: AlignSettings, tokens: int) -> dict[str, Any]:
+    """Parameters and bytes of one process.
+
+    - Weights: LLM, LoRA and heads in the precision of the run.
+    - Training state: `STATE` bytes for each parameter of LoRA and heads.
+    - Activations of `tokens` tokens: a layer keeps about 16 h + 8 m numbers a token (h: hidden size, m: inner size),
+      LoRA's and what the allocator holds included; fitted to runs of SmolLM2-135M. With checkpointing every layer's
+      input (h) and what two layers keep; without, every layer's and one more.
+    - Vocabulary logits of the responses, three times in float32 (values, probabilities, gradient).
+
+    Args:
+        config: of the LLM; left as it is.
+        settings: of the run.
+        tokens: read in one micro-step, the longest.
+    """
+    own = type(config).from_dict(config.to_dict())
+    truncate(own, settings.llm_layers)
+    with torch.device("meta"), quiet():
+        model = AutoModelForCausalLM.from_config(own)
+        llm = sum(p.numel() for p in model.parameters())
+        adapted = add_lora(model, settings.lora_r, settings.lora_alpha, 0.0) if settings.lora else None
+        lora = sum(p.numel() for p in adapted.parameters() if p.requires_grad) if adapted is not None else 0
+        heads = _heads(settings, int(own.get_text_config().hidden_size))
+    text = own.get_text_config()
+    width = compute_dtype(settings.bf16).itemsize
+    layer = tokens * (16 * text.hidden_size + 8 * text.intermediate_size) * width
+    layers = text.num_hidden_layers
+    kept = (
+        layers * tokens * text.hidden_size * width + layer
+        if settings.gradient_checkpointing
+        else layers * layer
+    )
+    responses = settings.per_device_train_batch_size * settings.max_target_length
+    parts = {
+        "weights_bytes": (llm + lora + heads) * width,
+        "training_state_bytes": (lora + heads) * STATE,
+        "activation_bytes": kept + layer + 3 * responses * text.vocab_size * 4,
+        "libraries_bytes": LIBRARIES,
+    }
+    return {
+        "llm_parameters": llm,
+        "trained_parameters": lora + heads,
+        **parts,
+        "process_bytes": sum(parts.values()),
+    }
+
+
+def _heads(settings: AlignSettings, llm_width: int) -> int:
+    sr = SRModel(
+        text_width=settings.text_width,
+        hidden=settings.hidden,
+        layers=settings.layers,
+        heads=settings.heads,
+        inner=settings.inner,
+        max_position=settings.max_position,
+    )
+    return sum(p.numel() for p in AlignedHeads(sr, llm_width, settings.text_width).parameters())

@@ -1,0 +1,25 @@
+import dataclasses
+
+import torch
+
+from lsvcr.experiments.doctor_memory import LIBRARIES, stage_one_memory
+from lsvcr.llm.loading import TINY, load_config, load_llm
+from lsvcr.settings import AlignSettings
+
+
+def test_memory_of_stage_one_is_counted_from_the_shapes():
+    settings = AlignSettings(bf16=False, hidden=8, text_width=8, max_position=4)
+    model, _ = load_llm(TINY, dtype=torch.float32)
+    found = stage_one_memory(load_config(TINY), settings, 100)
+    assert found["llm_parameters"] == sum(p.numel() for p in model.parameters())
+    assert found["training_state_bytes"] == 16 * found["trained_parameters"]
+    assert found["weights_bytes"] == 4 * (found["llm_parameters"] + found["trained_parameters"])
+    assert found["process_bytes"] - LIBRARIES == sum(
+        found[name] for name in ("weights_bytes", "training_state_bytes", "activation_bytes")
+    )
+    frozen = stage_one_memory(load_config(TINY), dataclasses.replace(settings, lora=False), 100)
+    assert 0 < frozen["trained_parameters"] < found["trained_parameters"]
+    longer = stage_one_memory(load_config(TINY), settings, 200)
+    assert longer["activation_bytes"] > found["activation_bytes"]
+    kept = dataclasses.replace(settings, gradient_checkpointing=False)
+    assert stage_one_memory(load_config(TINY), kept, 100)["activation_bytes"] > found["activation_bytes"]
