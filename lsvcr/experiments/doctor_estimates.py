@@ -111,14 +111,7 @@ def stage_two(report: Mapping[str, Any], settings: RankSettings, gflops: float) 
 
 def _body(settings: RankSettings) -> int:
     """Parameters of the SR model without its id table."""
-    model = SRModel(
-        text_width=settings.text_width,
-        hidden=settings.hidden,
-        layers=settings.layers,
-        heads=settings.heads,
-        inner=settings.inner,
-        max_position=settings.max_position,
-    )
+    model = SRModel.from_settings(settings, settings.max_position)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -13,8 +13,8 @@ from lsvcr.models.sr import SRModel
 from lsvcr.settings import AlignSettings
 from lsvcr.utils.precision import compute_dtype
 
-LIBRARIES = 1_000_000_000
-"""Bytes of Python, torch, transformers and DeepSpeed in a process, measured."""
+LIBRARIES = 450_000_000
+"""Bytes that a process holds after importing Python, torch, transformers and DeepSpeed, measured."""
 
 STATE = 16
 """Bytes a trained parameter: gradient, master weight and AdamW's two moments, all float32 (one process; under ZeRO-2
@@ -69,12 +69,5 @@ def stage_one_memory(config: PretrainedConfig, settings: AlignSettings, tokens: 
 
 
 def _heads(settings: AlignSettings, llm_width: int) -> int:
-    sr = SRModel(
-        text_width=settings.text_width,
-        hidden=settings.hidden,
-        layers=settings.layers,
-        heads=settings.heads,
-        inner=settings.inner,
-        max_position=settings.max_position,
-    )
+    sr = SRModel.from_settings(settings, settings.max_position)
     return sum(p.numel() for p in AlignedHeads(sr, llm_width, settings.text_width).parameters())

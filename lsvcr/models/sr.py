@@ -3,7 +3,7 @@
 LSVCR paper, section 3. Stage one has text and positions; stage two adds video ids behind a learned gate.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from lsvcr.nn.masks import open_first
 from lsvcr.nn.pooling import AdditivePooling
 from lsvcr.nn.similarity import cosine_logits
 from lsvcr.schema import PAD
+from lsvcr.settings import SRSettings
 
 Positions = tuple[Tensor, Tensor]
 """Rows of the two position tables, one a step: (V,) and (C,) int64."""
@@ -121,6 +122,12 @@ class SRModel(nn.Module):
     Raises:
         ValueError: if neither text nor video ids are left, or `hidden` is no multiple of `heads`.
     """
+
+    @classmethod
+    def from_settings(cls, settings: SRSettings, max_position: int, **more: Any) -> "SRModel":
+        """The model that `settings` describe; `more` are arguments that they do not have, such as `n_videos`."""
+        shape = {field.name: getattr(settings, field.name) for field in fields(SRSettings)}
+        return cls(max_position=max_position, **shape, **more)
 
     def __init__(
         self,

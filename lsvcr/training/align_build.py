@@ -211,17 +211,7 @@ def _source_length(settings: AlignSettings, config: Any) -> int:
 def _model(settings: AlignSettings, llm: Any, pad_id: int) -> AlignedModel:
     width = hidden_size(llm)
     seed_everything(settings.seed, _INIT_STREAM)
-    sr = SRModel(
-        text_width=settings.text_width,
-        hidden=settings.hidden,
-        layers=settings.layers,
-        heads=settings.heads,
-        inner=settings.inner,
-        dropout=settings.dropout,
-        attention_dropout=settings.attention_dropout,
-        max_position=settings.max_position,
-        temperature=settings.temperature,
-    )
+    sr = SRModel.from_settings(settings, settings.max_position)
     heads = AlignedHeads(sr, width, settings.text_width)
     if settings.lora:
         llm = add_lora(llm, settings.lora_r, settings.lora_alpha, settings.lora_dropout)

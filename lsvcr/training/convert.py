@@ -68,7 +68,8 @@ def _native(
         return {}
     config = llm.get_text_config()
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    rows = (config.num_attention_heads * width, config.num_key_value_heads * width)
+    shared = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    rows = (config.num_attention_heads * width, shared * width)
     adapter = native_lora(lora, *rows)
     with torch.device("meta"), quiet():
         model = AutoModelForCausalLM.from_config(llm)
@@ -122,14 +123,7 @@ def _settings(found: OfficialCheckpoint, settings: ConvertSettings, lora: bool) 
 def _heads(found: OfficialCheckpoint, settings: AlignSettings, llm_width: int, source: str) -> AlignedHeads:
     if settings.hidden % settings.heads:
         raise UserError(f"--heads {settings.heads}: the SR model is {settings.hidden} wide, not a multiple")
-    sr = SRModel(
-        text_width=settings.text_width,
-        hidden=settings.hidden,
-        layers=settings.layers,
-        heads=settings.heads,
-        inner=settings.inner,
-        max_position=settings.max_position,
-    )
+    sr = SRModel.from_settings(settings, settings.max_position)
     heads = AlignedHeads(sr, llm_width, settings.text_width)
     checkpoint.load_into(heads, found.heads, source=source)
     return heads

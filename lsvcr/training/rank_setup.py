@@ -154,18 +154,11 @@ def build_model(
     settings: RankSettings, task: Task, dataset: Dataset, texts: TextTables | None, position_rows: int = 0
 ) -> RankModel:
     """A freshly initialised model of the settings' shape; `position_rows` is the least its tables have."""
-    sr = SRModel(
-        text_width=settings.text_width,
-        hidden=settings.hidden,
-        layers=settings.layers,
-        heads=settings.heads,
-        inner=settings.inner,
-        dropout=settings.dropout,
-        attention_dropout=settings.attention_dropout,
-        max_position=max(settings.max_position, position_rows),
+    sr = SRModel.from_settings(
+        settings,
+        max(settings.max_position, position_rows),
         n_videos=0 if settings.disable_id else dataset.n_videos,
         n_comments=dataset.n_comments if settings.disable_text else 0,
-        temperature=settings.temperature,
         use_text=not settings.disable_text,
         use_comments=not settings.disable_comments,
     )

@@ -23,9 +23,10 @@ from torch.nn import functional as F
 
 from lsvcr.data.align import AlignBatch
 from lsvcr.data.store import open_dataset
-from lsvcr.llm.aligned import AlignedModel, draw_positions
+from lsvcr.llm.aligned import AlignedModel, Vectors, draw_positions
 from lsvcr.llm.encoder import mean_pool, padded
 from lsvcr.llm.families import backbone, output_head
+from lsvcr.models.sr import Positions
 from lsvcr.settings import AlignSettings
 from lsvcr.training.align_build import AlignParts, build
 from lsvcr.utils.logging import quiet_third_party
@@ -46,7 +47,7 @@ print(own_peak_gb())
 class ReferenceSchedule(AlignedModel):
     """The same model, computed as the reference implementation does."""
 
-    def vectors(self, batch: AlignBatch, positions):  # noqa: ANN001, ANN201
+    def vectors(self, batch: AlignBatch, positions: Positions | None) -> Vectors:
         """See `AlignedModel.vectors`; every occurrence of a text is a text of its own."""
         expanded, self._passes = every_occurrence(batch)
         return super().vectors(expanded, positions)

@@ -97,11 +97,27 @@ def test_signals_choose_what_counts_as_liking(tmp_path: Path):
     assert read(tmp_path).video_events["video"].to_list() == [1]
     assert read(tmp_path, signals="is_like, is_collect").video_events["video"].to_list() == [1, 3]
     assert read(tmp_path, signals="is_forward").video_events["video"].to_list() == [2]
+    assert read(tmp_path, signals="forward,like").video_events["video"].to_list() == [1, 2]
     for wrong in ("is_liked", "", "is_hate"):
         with pytest.raises(UserError, match=r"--signals.*is_like"):
             read(tmp_path, signals=wrong)
     with pytest.raises(UserError, match="no column is_comment in the header"):
         read(tmp_path, signals="is_comment")
+
+
+def test_signals_choose_what_counts_as_touching_a_comment(tmp_path: Path):
+    small_kuaicomt(tmp_path)
+    rows = [(7, 11, 1, 1, 1, 0), (7, 21, 2, 2, 0, 1), (7, 31, 3, 3, 1, 1), (7, 41, 4, 4, 0, 0)]
+    write_csv(tmp_path / "user_comment_inter.csv", KUAICOMT_HEADERS["user_comment_inter.csv"], rows)
+
+    def touched(**settings: str) -> list[int]:
+        return read(tmp_path, **settings).comment_events["comment"].to_list()
+
+    assert touched() == [11, 21, 31]
+    assert touched(comment_signals="like") == [11, 31]
+    assert touched(comment_signals="is_reply") == [21, 31]
+    with pytest.raises(UserError, match=r"--comment_signals: unknown signal 'is_share'.*is_like, is_reply"):
+        touched(comment_signals="is_share")
 
 
 def test_empty_last_fields_are_no_short_rows(tmp_path: Path):

@@ -171,6 +171,20 @@ def test_when_keeps_the_rows_where_a_flag_is_set(tmp_path: Path):
         run(tmp_path / "nulls")
 
 
+def test_csv_files_with_another_separator(tmp_path: Path):
+    tables = small_tables()
+    raw = write_spark(tmp_path / "raw", tables, suffix=".csv")
+    plain = run(raw).data_hash
+    (part,) = (raw / "videos").glob("part-*")
+    tables["videos"].write_csv(part, separator=";")
+    with pytest.raises(
+        UserError, match=r"line 1: the fields are separated by semicolons; write the file with commas"
+    ):
+        run(raw)
+    write_map(raw, changed(videos={"separator": ";"}))
+    assert run(raw).data_hash == plain
+
+
 def test_the_same_comment_elsewhere_is_a_broken_row(tmp_path: Path):
     tables = small_tables()
     tables["comment_likes"] = tables["comment_likes"].with_columns(pl.lit(99).alias("cid"))

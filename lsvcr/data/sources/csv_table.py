@@ -8,7 +8,6 @@ file to find the line: quoted fields may hold line breaks, so rows and lines dif
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +27,27 @@ _PERHAPS_TOO_FEW = 101
 """The last field is empty: a short row, or a whole one with an empty end; Polars reads both alike."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What a CSV file leaves open: the separator (one character), and its columns if it has no header row."""
-
-    separator: str = ","
-    header: tuple[str, ...] | None = None
-
-
 class CsvTable:
-    """One CSV file, UTF-8 with or without BOM, any line ends, plain or gzip.
+    """One CSV file with a header row, UTF-8 with or without BOM, any line ends, plain or gzip.
 
-    A file that is not there is looked for with `.gz` behind its name.
+    Args:
+        path: the file; where it is not there, the one with `.gz` behind its name.
+        columns: what is needed of it.
+        lossy: read bytes that are no UTF-8 as U+FFFD instead of stopping.
+        separator: one character.
 
     Raises:
         UserError: no such file, empty file, another delimiter, or a needed column is not in the header.
     """
 
     def __init__(
-        self, path: Path, columns: Sequence[Column], lossy: bool = False, layout: Layout | None = None
+        self, path: Path, columns: Sequence[Column], lossy: bool = False, separator: str = ","
     ) -> None:
         packed = path.with_name(f"{path.name}.gz")
         self.path = packed if packed.is_file() and not path.exists() else path
         self.name = self.path.name
         self._columns = tuple(columns)
-        self._layout = layout or Layout()
-        # With --skip-bad-rows a byte that is no UTF-8 becomes U+FFFD instead of stopping the run.
+        self._separator = separator
         self._lossy = lossy
         self._header = self._read_header()
 
@@ -107,27 +101,15 @@ class CsvTable:
         try:
             with open_raw(self.path) as stream:
                 line = stream.readline().decode("utf-8-sig").rstrip("\r\n")
-            first = next(csv.reader([line], delimiter=self._layout.separator), [])
+            header = next(csv.reader([line], delimiter=self._separator), [])
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(
                 f"{self.path}, line 1: the header cannot be read as UTF-8 CSV ({error})"
             ) from None
         except UNREADABLE as error:
             raise cut_short(self.path, error) from None
-        if not first:
-            what = "it must start with a header row" if self._layout.header is None else "nothing can be read"
-            raise UserError(f"{self.path} is empty; {what}")
-        if self._layout.header is None:
-            return self._checked_header(first, line)
-        header = list(self._layout.header)
-        if len(first) != len(header):
-            raise UserError(
-                f"{self.path}, line 1: {len(first)} fields where {len(header)} are expected "
-                f"({', '.join(header)})"
-            )
-        return header
-
-    def _checked_header(self, header: list[str], line: str) -> list[str]:
+        if not header:
+            raise UserError(f"{self.path} is empty; it must start with a header row")
         repeated = [name for name in dict.fromkeys(header) if header.count(name) > 1]
         if repeated:
             raise UserError(f"{self.path}, line 1: the header names {repeated[0]!r} twice; rename one")
@@ -139,24 +121,20 @@ class CsvTable:
             if len(header) == 1 and mark in line:
                 raise UserError(
                     f"{self.path}, line 1: the fields are separated by {word}; "
-                    f"write the file with {_MARKS.get(self._layout.separator, repr(self._layout.separator))}"
+                    f"write the file with {_MARKS.get(self._separator, repr(self._separator))}"
                 )
         raise UserError(
             f"{self.path}, line 1: no column {', '.join(missing)} in the header ({', '.join(header)}); "
             f"the file must have {', '.join(needed)}"
         )
 
-    @property
-    def _header_lines(self) -> int:
-        return int(self._layout.header is None)
-
     def _scan(self) -> pl.LazyFrame:
         """Typed needed columns with `row` and `fault`: 0, 1 + the index of the bad column, or a constant."""
         rows = pl.scan_csv(
             self.path,
             has_header=False,
-            separator=self._layout.separator,
-            skip_lines=self._header_lines,
+            separator=self._separator,
+            skip_lines=1,
             schema=dict.fromkeys([*self._header, _EXTRA], pl.String()),
             truncate_ragged_lines=True,
             missing_columns="insert",
@@ -227,9 +205,8 @@ class CsvTable:
         """(first line, fields) of every row of data, blank lines as empty rows."""
         csv.field_size_limit(1 << 30)
         with _open_text(self.path) as stream:
-            reader = csv.reader(stream, delimiter=self._layout.separator)
-            if self._header_lines:
-                next(reader, None)
+            reader = csv.reader(stream, delimiter=self._separator)
+            next(reader, None)
             line = reader.line_num
             for fields in reader:
                 yield line + 1, fields
@@ -258,7 +235,7 @@ class CsvTable:
         with _open_text(self.path) as stream:
             held: list[str] = []
             lines = (held.append(line) or line for line in stream)  # type: ignore[func-returns-value]
-            reader = csv.reader(lines, strict=True, delimiter=self._layout.separator)
+            reader = csv.reader(lines, strict=True, delimiter=self._separator)
             start = 1
             try:
                 for _ in reader:

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from lsvcr.data.sources.columns import Column
-from lsvcr.data.sources.csv_table import CsvTable, Layout
+from lsvcr.data.sources.csv_table import CsvTable
 from lsvcr.data.sources.logs import ROW, BadRows, drop_repeated
 from lsvcr.data.sources.parquet_table import ParquetTable
 from lsvcr.utils.errors import UserError
@@ -36,7 +36,7 @@ class PartedTable:
         self._parts: list[CsvTable | ParquetTable] = [
             ParquetTable(file, columns, _partition(file, path))
             if file.name.endswith(".parquet")
-            else CsvTable(file, columns, lossy, Layout(separator))
+            else CsvTable(file, columns, lossy, separator)
             for file in _files(path)
         ]
         self._starts: list[int] = []
