@@ -117,6 +117,11 @@ class AlignSettings(SRSettings):
     max_grad_norm: float = option(1.0, "clip the gradient at this norm; 0 = never")
     bf16: bool | None = option(None, "compute in bfloat16; auto: where the processor has instructions for it")
     gradient_checkpointing: bool = option(True, "recompute activations: less memory, more time")
+    recompute: Literal["selective", "full"] = option(
+        "selective",
+        "what gradient_checkpointing computes anew: full = whole layers (least memory); "
+        "selective = all but large matrix products and attention (faster)",
+    )
     deepspeed: str = option("config/ds_z2_bf16.json", "DeepSpeed configuration")
     lora: bool = option(True, "LoRA adapters; False trains only SR model and heads on the frozen LLM")
     lora_r: int = option(8, "LoRA rank")

@@ -31,19 +31,11 @@ class AlignBatch:
     """(B,) `AlignSample.row`."""
     is_rec: Tensor
     """(B,) bool: Rec; else CommRank."""
-    ids: Tensor
-    """(B, T) prompt and response, padded on the left."""
-    mask: Tensor
-    """(B, T) bool: no padding."""
-    prompt_last: Tensor
-    """(B,) position of the last prompt token, whose state is the LLM's user vector and predicts the response."""
-    response_places: Tensor
-    """(R,) places b * T + t whose states predict a response token; by position, so that an end token that is
-    also the padding token counts."""
-    response_labels: Tensor
-    """(R,) the tokens they predict."""
-    response_rows: Tensor
-    """(R,) the sample they belong to."""
+    sequences: list[list[int]]
+    """Token ids of each sample's prompt and, behind it, response."""
+    response_lengths: list[int]
+    """How many of them, at the end, are the response: at least 1, its end token. By number, not by id, so that an
+    end token that is also the padding token counts."""
     texts: list[list[int]]
     """Token ids of the distinct texts of the SR branch: titles, comments, targets."""
     video_ids: Tensor
@@ -72,10 +64,14 @@ class AlignBatch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def response(self, row: int) -> list[int]:
+        """The tokens that sample `row` must say."""
+        return self.sequences[row][-self.response_lengths[row] :]
+
     @property
     def tokens(self) -> int:
         """Real tokens that go through the LLM."""
-        return int(self.mask.sum()) + sum(map(len, self.texts))
+        return sum(map(len, self.sequences)) + sum(map(len, self.texts))
 
     def to(self, device: torch.device) -> "AlignBatch":
         """The batch with its tensors on `device`."""
@@ -93,49 +89,29 @@ class AlignCollator:
     Args:
         bank: texts as token ids, see `lsvcr.llm.encoder.tokenize`.
         prompts: builds prompts and responses.
-        pad_id: fills ids on the left; masked, so any id serves.
     """
 
-    def __init__(self, bank: TextBank, prompts: PromptBuilder, pad_id: int) -> None:
-        self.bank, self._prompts, self._pad_id = bank, prompts, pad_id
+    def __init__(self, bank: TextBank, prompts: PromptBuilder) -> None:
+        self.bank, self._prompts = bank, prompts
 
     def __call__(self, samples: Sequence[AlignSample]) -> AlignBatch:
         """A batch of the given samples, in their order."""
         ids = self.bank.ids([code for sample in samples for code in _all_codes(sample)])
         texts = _DistinctTexts(ids)
+        responses = list(map(self._prompts.response, self.bank.texts(list(map(_target_code, samples)))))
         return AlignBatch(
             rows=torch.tensor([sample.row for sample in samples]),
             is_rec=torch.tensor([sample.task is Task.REC for sample in samples]),
-            **self._language(samples, ids),
+            sequences=[
+                self._prompt(sample, ids) + own for sample, own in zip(samples, responses, strict=True)
+            ],
+            response_lengths=list(map(len, responses)),
             **_histories(samples, texts),
             target=torch.tensor([texts.index(_target_code(sample)) for sample in samples]),
             watched=torch.tensor([texts.index(video_code(sample.watched)) for sample in samples]),
             **self._keys(samples),
             texts=texts.listed,
         )
-
-    def _language(self, samples: Sequence[AlignSample], ids: dict[int, list[int]]) -> dict[str, Tensor]:
-        """What the LLM reads and must say."""
-        targets = self.bank.texts([_target_code(sample) for sample in samples])
-        prompts = [self._prompt(sample, ids) for sample in samples]
-        responses = [self._prompts.response(text) for text in targets]
-        lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-        width = max(lengths)
-        tokens = torch.full((len(samples), width), self._pad_id, dtype=torch.int64)
-        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            tokens[row, width - lengths[row] :] = torch.tensor(prompt + response)
-        said = torch.tensor([len(response) for response in responses])
-        rows = torch.repeat_interleave(torch.arange(len(samples)), said)
-        # Every row ends at T: a response of n tokens is predicted by the states T-n-1 ... T-2.
-        places = torch.cat([torch.arange(width - count - 1, width - 1) for count in said.tolist()])
-        return {
-            "ids": tokens,
-            "mask": torch.arange(width)[None, :] >= width - torch.tensor(lengths)[:, None],
-            "prompt_last": width - said - 1,
-            "response_places": rows * width + places,
-            "response_labels": tokens[rows, places + 1],
-            "response_rows": rows,
-        }
 
     def _prompt(self, sample: AlignSample, ids: dict[int, list[int]]) -> list[int]:
         def inner(code: int) -> Sequence[int]:

@@ -74,7 +74,7 @@ def sample_tokens(dataset: Dataset, tokenizer: Any, settings: AlignSettings) -> 
         max_text=settings.max_text_length,
     )
     bank = TextBank(dataset.titles(), dataset.contents(), cut)
-    collator = AlignCollator(bank, prompts, pad_id=0)
+    collator = AlignCollator(bank, prompts)
     found = {}
     for task in Task:
         try:
@@ -100,8 +100,7 @@ def _cost(stream: TrainingStream, collator: AlignCollator, batch: int) -> dict[s
     for start in range(0, len(stream), batch):
         built = collator([stream[place] for place in range(start, min(start + batch, len(stream)))])
         tokens += built.tokens
-        responses = built.response_rows.bincount(minlength=len(built))
-        prompts.append((built.mask.sum(dim=1) - responses).numpy())
+        prompts.append(np.array([*map(len, built.sequences)]) - np.array(built.response_lengths))
     return {
         "samples": len(stream),
         "tokens_a_sample": tokens / len(stream),

@@ -1,9 +1,9 @@
 """LLM and SR model together, as stage one trains them (LSVCR paper, personalised preference alignment)."""
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from lsvcr.data.align import AlignBatch
 from lsvcr.data.align_taste import TasteBatch
 from lsvcr.data.rank_wide import WideBatch
-from lsvcr.llm.encoder import encode
-from lsvcr.llm.families import backbone, output_head, unwrap
+from lsvcr.llm.encoder import encode, hidden_states
+from lsvcr.llm.families import backbone, output_head
 from lsvcr.llm.wide import TasteLoss, TextStates, WideLoss
 from lsvcr.losses.alignment import behaviour_contrast, preference_contrast, recommendation_contrast
 from lsvcr.models.sr import EmbeddingHead, Histories, Positions, SRModel, random_positions
 from lsvcr.nn.ragged import segment_mean
-from lsvcr.utils.errors import UserError
 from lsvcr.utils.seeding import generator
 
 _POSITION_STREAM = 21
@@ -103,7 +102,7 @@ class AlignedModel(nn.Module):
         llm: causal LM or a `PeftModel` around one.
         heads: trained in full; computed in float32 whatever the precision its parameters are kept in.
         pad_id: fills text batches.
-        text_token_budget: tokens of one text batch, padding included.
+        text_token_budget: tokens of one batch of texts or prompts, padding included.
         weights: of the losses `lm`, `rec` and `contrast` (published: 1, 1, 0.5), and of `wide_rec` and
             `taste` where there are wide batches.
     """
@@ -120,7 +119,6 @@ class AlignedModel(nn.Module):
         super().__init__()
         self.llm, self.heads = llm, heads
         self._pad_id, self._budget, self._weights = pad_id, text_token_budget, dict(weights)
-        self._takes_positions = "position_ids" in inspect.signature(backbone(llm).forward).parameters
 
     def forward(
         self,
@@ -203,16 +201,28 @@ class AlignedModel(nn.Module):
 
     def _read_prompts(self, batch: AlignBatch) -> tuple[Tensor, Tensor]:
         """States at the last prompt token (B, h) and each sample's LM loss (B,), float32."""
-        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
-        if self._takes_positions:
-            inputs["position_ids"] = (batch.mask.cumsum(1) - 1).clamp(min=0)
-        states = backbone(self.llm)(**inputs, use_cache=False).last_hidden_state  # (B, T, h)
-        last = states[torch.arange(len(batch), device=states.device), batch.prompt_last].float()
+        order, kept = [], []
+        for rows, states, _ in self._read(batch.sequences):
+            for row, own in zip(rows.tolist(), states, strict=True):
+                # The last prompt token predicts the response's first token, and so on.
+                end = len(batch.sequences[row]) - 1
+                kept.append(own[end - batch.response_lengths[row] : end])
+                order.append(row)
+        device = kept[0].device
+        said = torch.tensor([batch.response_lengths[row] for row in order])
+        labels = torch.tensor([token for row in order for token in batch.response(row)], device=device)
+        predicting = torch.cat(kept)  # (R, h)
         # Vocabulary logits for response tokens alone.
-        logits = output_head(self.llm)(states.flatten(0, 1)[batch.response_places]).float()  # (R, vocabulary)
-        token_losses = F.cross_entropy(logits, batch.response_labels, reduction="none")
-        sums = token_losses.new_zeros(len(batch)).index_add(0, batch.response_rows, token_losses)
-        return last, sums / torch.bincount(batch.response_rows, minlength=len(batch))
+        logits = output_head(self.llm)(predicting).float()  # (R, vocabulary)
+        token_losses = F.cross_entropy(logits, labels, reduction="none")
+        place = torch.tensor(order).argsort()  # sample -> where it stands among those read
+        own = torch.arange(len(order)).repeat_interleave(said).to(device)
+        sums = token_losses.new_zeros(len(order)).index_add(0, own, token_losses)
+        first = (said.cumsum(0) - said)[place].to(device)
+        return predicting[first].float(), (sums / said.to(device))[place.to(device)]
+
+    def _read(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        return hidden_states(backbone(self.llm), sequences, pad_id=self._pad_id, budget=self._budget)
 
 
 def gather_histories(texts: Tensor, batch: AlignBatch) -> Histories:
@@ -248,22 +258,3 @@ def draw_positions(batch: AlignBatch, longest: tuple[int, int], max_position: in
     widths = (batch.video_title.shape[1], batch.comment_title.shape[1])
     video, comment = (row[:width].to(batch.rows.device) for row, width in zip(rows, widths, strict=True))
     return video, comment
-
-
-def enable_checkpointing(llm: nn.Module) -> None:
-    """Recompute activations in the backward pass of both branches: less memory, more time.
-
-    Raises:
-        UserError: the LLM's family cannot.
-    """
-    model, options = unwrap(llm), {"use_reentrant": False}
-    try:
-        # transformers 5.2x renamed it and drops the older name in version 6.
-        if hasattr(model, "activation_checkpointing_enable"):
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-        else:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    except ValueError as error:
-        raise UserError(
-            f"this LLM cannot recompute activations ({error}): give --gradient_checkpointing False"
-        ) from error

@@ -3,7 +3,7 @@
 Shared by stage one, which trains through it, and by the embedding of the whole catalogue.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -79,37 +79,49 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
     return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def encode(backbone: nn.Module, ids: Sequence[Sequence[int]], *, pad_id: int, budget: int) -> Tensor:
-    """Mean-pooled last hidden states, with gradient.
+def hidden_states(
+    backbone: nn.Module, ids: Sequence[Sequence[int]], *, pad_id: int, budget: int
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    """Last hidden states of token sequences, with gradient, in batches of similar length.
 
-    Texts are sorted by length and run in batches of at most `budget` tokens. Padding is on the right: in a
-    causal model no real token sees it, so a text's vector does not depend on its batch (up to rounding), and
-    the model is given no mask, which lets it take its fastest attention.
+    Padding is on the right: in a causal model no real token sees it, so a sequence's states do not depend on its
+    batch (up to rounding), its positions are 0, 1, ... and the model is given no mask, which lets it take its
+    fastest attention.
 
     Args:
         backbone: a causal decoder, see `families.backbone`.
-        ids: N lists of token ids; an empty one gives zeros.
+        ids: N lists of token ids; empty ones are left out.
         pad_id: any id of the vocabulary.
-        budget: tokens of one batch, padding included.
+        budget: tokens of one batch, padding included; a longer sequence is a batch of its own.
 
-    Returns:
-        (N, h) float32 in the order of `ids`, on the backbone's device.
+    Yields:
+        Which sequences (B,) int64, their states (B, T, h) in the model's dtype, and their mask (B, T) bool.
     """
     device = next(backbone.parameters()).device
     lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
-    batches = token_budget_batches(lengths, budget)
-    parts = []
-    for batch in batches:
+    for batch in token_budget_batches(lengths, budget):
         tokens, mask = padded([ids[index] for index in batch], pad_id, device)
-        states = backbone(input_ids=tokens, use_cache=False).last_hidden_state
+        yield batch, backbone(input_ids=tokens, use_cache=False).last_hidden_state, mask
+
+
+def encode(backbone: nn.Module, ids: Sequence[Sequence[int]], *, pad_id: int, budget: int) -> Tensor:
+    """Mean-pooled last hidden states, with gradient; arguments as in `hidden_states`.
+
+    Returns:
+        (N, h) float32 in the order of `ids`, on the backbone's device; zeros for an empty list of ids.
+    """
+    device = next(backbone.parameters()).device
+    parts, order = [], []
+    for batch, states, mask in hidden_states(backbone, ids, pad_id=pad_id, budget=budget):
         parts.append(mean_pool(states, mask))
+        order.append(batch)
     width = backbone.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
     # Row `count` is the zero vector of the empty texts.
-    count = sum(len(batch) for batch in batches)
+    count = sum(map(len, order))
     vectors = torch.cat([*parts, torch.zeros(1, width, device=device)])
     place = torch.full((len(ids),), count, dtype=torch.int64)
-    if batches:
-        place[torch.from_numpy(np.concatenate(batches))] = torch.arange(count)
+    if order:
+        place[torch.from_numpy(np.concatenate(order))] = torch.arange(count)
     return vectors[place.to(device)]
 
 

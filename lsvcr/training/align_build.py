@@ -12,10 +12,11 @@ from lsvcr.data.align_samples import AlignSamples
 from lsvcr.data.prompts import PromptBuilder
 from lsvcr.data.store import Dataset
 from lsvcr.data.text_bank import TextBank, comment_code, video_code
-from lsvcr.llm.aligned import AlignedHeads, AlignedModel, enable_checkpointing
+from lsvcr.llm.aligned import AlignedHeads, AlignedModel
 from lsvcr.llm.encoder import tokenize
 from lsvcr.llm.loading import hidden_size, load_llm
 from lsvcr.llm.lora import add_lora
+from lsvcr.llm.recompute import enable_checkpointing
 from lsvcr.llm.wide import TASTE, WIDE_REC
 from lsvcr.models.sr import SRModel
 from lsvcr.schema import Split, Task
@@ -132,7 +133,7 @@ def build(settings: AlignSettings, dataset: Dataset) -> AlignParts:
         max_target=settings.max_target_length,
         max_text=settings.max_text_length,
     )
-    collator = AlignCollator(bank, prompts, pad_id=int(tokenizer.pad_token_id))
+    collator = AlignCollator(bank, prompts)
     model = _model(settings, llm, int(tokenizer.pad_token_id))
     model.heads.head.standardise(_some_states(model, dataset, bank))
     return AlignParts(
@@ -218,7 +219,7 @@ def _model(settings: AlignSettings, llm: Any, pad_id: int) -> AlignedModel:
     else:
         llm.requires_grad_(False)
     if settings.gradient_checkpointing:
-        enable_checkpointing(llm)
+        enable_checkpointing(llm, settings.recompute, settings.lora_r if settings.lora else 0)
     return AlignedModel(
         llm,
         heads,

@@ -66,18 +66,22 @@ class ReferenceSchedule(AlignedModel):
         return torch.cat(rows)
 
     def _read_prompts(self, batch: AlignBatch) -> tuple[Tensor, Tensor]:
-        """Logits of all positions, as a causal LM's own forward pass gives them."""
-        positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
+        """Padded on the left, logits of all positions, as a causal LM's own forward pass gives them."""
+        lengths = torch.tensor([*map(len, batch.sequences)])
+        width, said = int(lengths.max()), torch.tensor(batch.response_lengths)
+        mask = torch.arange(width) >= width - lengths[:, None]
+        ids = torch.full(mask.shape, self._pad_id)
+        ids[mask] = torch.tensor([token for sequence in batch.sequences for token in sequence])
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
         states = backbone(self.llm)(
-            input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=positions, use_cache=False
+            input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False
         ).last_hidden_state
         logits = output_head(self.llm)(states).float()
-        labels = torch.full((batch.ids.numel(),), -100)
-        labels[batch.response_places] = batch.response_labels
-        losses = F.cross_entropy(logits.flatten(0, 1), labels, reduction="none").view(batch.ids.shape)
-        said = torch.bincount(batch.response_rows, minlength=len(batch))
-        last = states[torch.arange(len(batch)), batch.prompt_last].float()
-        return last, losses.sum(1) / said
+        # A row ends at `width`: a response of n tokens is predicted by the states width - n - 1 ... width - 2.
+        labels = ids.roll(-1, 1).masked_fill(torch.arange(width) < width - said[:, None] - 1, -100)
+        labels[:, -1] = -100
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(ids.shape)
+        return states[torch.arange(len(batch)), width - said - 1].float(), losses.sum(1) / said
 
 
 def every_occurrence(batch: AlignBatch) -> tuple[AlignBatch, list[int]]:
@@ -201,7 +205,7 @@ def world_figures(preset: str, data: Path, layers: int, steps: int) -> dict[str,
         )
     batch = batches[-1]
     expanded, _ = every_occurrence(batch)
-    prompt, distinct = int(batch.mask.sum()), sum(map(len, batch.texts))
+    prompt, distinct = sum(map(len, batch.sequences)), sum(map(len, batch.texts))
     occurring = sum(map(len, expanded.texts))
     tokens = {name: read for name, (read, _) in used.items()}
     body = sum(p.numel() for name, p in backbone(parts.model.llm).named_parameters() if "embed" not in name)
@@ -210,7 +214,7 @@ def world_figures(preset: str, data: Path, layers: int, steps: int) -> dict[str,
     def flops(read: float, rows: float) -> float:
         return 2 * (body * read + head * rows)
 
-    needed = flops(prompt + distinct, len(batch.response_labels))
+    needed = flops(prompt + distinct, sum(batch.response_lengths))
     return {
         f"{preset}_reference_step_s": middle(seconds["reference"]),
         f"{preset}_ours_step_s": middle(seconds["ours"]),

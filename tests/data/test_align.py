@@ -44,7 +44,7 @@ def bank() -> TextBank:
 
 def collator(tokenizer=TOKENIZER) -> AlignCollator:
     prompts = PromptBuilder(tokenizer, language="en", max_source=1000, max_target=8, max_text=16)
-    return AlignCollator(bank(), prompts, pad_id=int(tokenizer.pad_token_id))
+    return AlignCollator(bank(), prompts)
 
 
 REC = AlignSample(
@@ -98,25 +98,17 @@ def test_text_branch_of_a_batch_in_full() -> None:
         assert torch.equal(getattr(batch, name), values), name
 
 
-def test_language_branch_is_padded_on_the_left_and_labelled_by_position() -> None:
+def test_language_branch_is_prompt_and_response() -> None:
     batch = collator()([REC, COMM_RANK, EMPTY])
-    width = batch.ids.shape[1]
-    end, pad = TOKENIZER.eos_token_id, TOKENIZER.pad_token_id
-    said = [ids("b"), ids("X "), []]
-    for row, text in enumerate(said):
-        real = batch.ids[row][batch.mask[row]].tolist()
-        assert real[-len(text) - 1 :] == [*text, end]
-        assert batch.ids[row][~batch.mask[row]].eq(pad).all()
-        assert batch.mask[row].int().diff().ge(0).all()  # all padding on the left
+    end = TOKENIZER.eos_token_id
+    said = [[*ids("b"), end], [*ids("X "), end], [end]]
+    assert [batch.response(row) for row in range(3)] == said
+    assert batch.response_lengths == list(map(len, said))
+    for sequence, response in zip(batch.sequences, said, strict=True):
         # The last prompt token is the line break that ends the request.
-        assert batch.prompt_last[row] == width - len(text) - 2
-        assert batch.ids[row, batch.prompt_last[row]] == ids("\n")[0]
-    assert batch.response_labels.tolist() == [*said[0], end, *said[1], end, end]
-    assert batch.response_rows.tolist() == [0, 0, 1, 1, 1, 2]
-    # Each place is one before its token.
-    assert torch.equal(batch.ids.flatten()[batch.response_places + 1], batch.response_labels)
-    assert torch.equal(batch.response_places // width, batch.response_rows)
-    assert batch.tokens == int(batch.mask.sum()) + sum(map(len, batch.texts))
+        assert sequence[-len(response) - 1] == ids("\n")[0]
+        assert end not in sequence[: -len(response)]
+    assert batch.tokens == sum(map(len, batch.sequences)) + sum(map(len, batch.texts))
 
 
 def test_the_end_token_is_learned_where_it_is_the_padding_too() -> None:
@@ -124,13 +116,12 @@ def test_the_end_token_is_learned_where_it_is_the_padding_too() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     batch = collator(tokenizer)([REC, COMM_RANK])
-    assert batch.response_labels.eq(tokenizer.eos_token_id).sum() == 2
-    assert not batch.mask[0, 0]  # there is padding, and it is masked
+    assert [batch.response(row)[-1] for row in range(2)] == [tokenizer.eos_token_id] * 2
 
 
 def test_the_two_branches_see_their_own_comments() -> None:
     batch = collator()([REC])
-    prompt = TOKENIZER.decode(batch.ids[0])
+    prompt = TOKENIZER.decode(batch.sequences[0])
     assert '"aa", with the comment "x"' in prompt
     assert 'below "aa": "yy"' in prompt
     assert "z" not in prompt.split("Comments this person")[1].split("Give")[0]
@@ -243,7 +234,7 @@ def test_worker_processes_change_nothing(tiny_dataset: Dataset, workers: int) ->
     texts = TextBank(
         tiny_dataset.titles(), tiny_dataset.contents(), partial(tokenize, TOKENIZER, max_tokens=16)
     )
-    made = AlignCollator(texts, prompts, pad_id=0)
+    made = AlignCollator(texts, prompts)
     state = torch.get_rng_state()
     batches = list(
         training_loader(
@@ -253,7 +244,7 @@ def test_worker_processes_change_nothing(tiny_dataset: Dataset, workers: int) ->
     assert torch.equal(torch.get_rng_state(), state)
     expected = [made([TrainingStream(samples, 1)[p] for p in (2 * n, 2 * n + 1)]) for n in range(3)]
     for batch, other in zip(batches, expected, strict=True):
-        assert torch.equal(batch.ids, other.ids)
+        assert batch.sequences == other.sequences
         assert batch.texts == other.texts
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lsvcr.data.align import AlignBatch, AlignCollator
 from lsvcr.data.align_samples import AlignSample, CommentEntry, VideoEntry
@@ -14,11 +15,11 @@ from lsvcr.llm.aligned import (
     AlignedHeads,
     AlignedModel,
     draw_positions,
-    enable_checkpointing,
     gather_histories,
 )
 from lsvcr.llm.encoder import tokenize
 from lsvcr.llm.lora import add_lora
+from lsvcr.llm.recompute import enable_checkpointing
 from lsvcr.models.sr import SRModel
 from lsvcr.schema import Task
 
@@ -77,7 +78,7 @@ def make(tiny_llm):
         model = AlignedModel(peft, heads, **{**options, **changes})
         bank = TextBank(Table(TITLES), Table(COMMENTS), lambda texts: tokenize(tokenizer, texts, 20))
         prompts = PromptBuilder(tokenizer, language="en", max_source=900, max_target=40, max_text=20)
-        return model, AlignCollator(bank, prompts, pad_id=int(tokenizer.pad_token_id))
+        return model, AlignCollator(bank, prompts)
 
     return build
 
@@ -134,8 +135,7 @@ def test_the_user_vector_is_the_state_of_the_last_prompt_token(make) -> None:
     batch = collate(SAMPLES)
     vectors = model.vectors(batch, None)
     for row in range(len(batch)):
-        tokens = batch.ids[row][batch.mask[row]].tolist()
-        said = int(batch.response_rows.eq(row).sum())
+        tokens, said = batch.sequences[row], batch.response_lengths[row]
         expected = model.heads.contrast(states(model, tokens[:-said])[-1])
         torch.testing.assert_close(vectors.llm_users[row], expected, rtol=1e-4, atol=1e-5)
 
@@ -145,8 +145,7 @@ def test_lm_loss_is_that_of_the_response_alone(make) -> None:
     batch = collate(SAMPLES)
     found = model.vectors(batch, None).lm
     for row in range(len(batch)):
-        tokens = batch.ids[row][batch.mask[row]]
-        said = int(batch.response_rows.eq(row).sum())
+        tokens, said = torch.tensor(batch.sequences[row]), batch.response_lengths[row]
         logits = model.llm(input_ids=tokens[None]).logits[0]
         expected = F.cross_entropy(logits[-said - 1 : -1], tokens[-said:])
         torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-5)
@@ -240,12 +239,13 @@ def test_positions_reach_the_model(make) -> None:
     assert not torch.allclose(standard, other)
 
 
-def test_checkpointing_changes_no_gradient(make) -> None:
+@pytest.mark.parametrize("recompute", ["full", "selective"])
+def test_checkpointing_changes_no_gradient(make, recompute: str) -> None:
     model, collate = make()
     gradients = []
-    for recompute in (False, True):
-        if recompute:
-            enable_checkpointing(model.llm)
+    for checkpointing in (False, True):
+        if checkpointing:
+            enable_checkpointing(model.llm, recompute, lora_r=4)
             assert model.llm.get_base_model().model.gradient_checkpointing
         model.zero_grad()
         model.train()(collate(SAMPLES), None)["loss"].backward()
@@ -253,6 +253,37 @@ def test_checkpointing_changes_no_gradient(make) -> None:
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+class Dear(TorchDispatchMode):
+    """Counts large matrix products and attention as they are really computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products = self.attention = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.products += min(args[-2].shape[1], args[-1].shape[1]) > 4
+        self.attention += "scaled_dot_product" in str(op) and "backward" not in str(op)
+        return op(*args, **(kwargs or {}))
+
+
+def test_selective_checkpointing_repeats_nothing_dear(make) -> None:
+    model, collate = make()
+    texts, forward, backward = collate(SAMPLES).texts, {}, {}
+    for recompute in (None, "selective", "full"):
+        if recompute:
+            enable_checkpointing(model.llm, recompute, lora_r=4)
+        with Dear() as forward[recompute]:
+            loss = model.train().pooled(texts).square().sum()
+        with Dear() as backward[recompute]:
+            loss.backward()
+    attended = forward[None].attention
+    assert attended > 0
+    assert [backward[mode].attention for mode in (None, "selective", "full")] == [0, 0, attended]
+    # A layer's seven products: q, k, v, o, gate, up, down. Only full checkpointing computes them again.
+    assert backward["full"].products - backward["selective"].products == 7 * attended
 
 
 def test_heads_compute_in_float32_in_a_bf16_model(make) -> None:

@@ -65,7 +65,7 @@ def aligned(llm, heads: AlignedHeads, pad_id: int) -> AlignedModel:
 def make_collator(tokenizer) -> AlignCollator:
     bank = TextBank(Table(TITLES), Table(COMMENTS), lambda texts: tokenize(tokenizer, texts, 20))
     prompts = PromptBuilder(tokenizer, language="en", max_source=900, max_target=40, max_text=20)
-    return AlignCollator(bank, prompts, pad_id=int(tokenizer.pad_token_id))
+    return AlignCollator(bank, prompts)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
@@ -111,9 +111,8 @@ def test_chatglm_prompts_texts_and_responses():
     with torch.no_grad():
         users = model.vectors(batch, None).llm_users
     for row in range(len(batch)):
-        ids = batch.ids[row][batch.mask[row]].tolist()
-        said = int(batch.response_rows.eq(row).sum())
-        prompt, response = ids[:-said], ids[-said:]
+        prompt = batch.sequences[row][: -batch.response_lengths[row]]
+        response = batch.response(row)
         assert prompt[:2] == opening and not set(opening) & set(prompt[2:])
         assert response[-1] == tokenizer.eos_token_id and not {*opening, 2} & set(response[:-1])
         with torch.no_grad():
