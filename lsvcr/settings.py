@@ -142,6 +142,11 @@ class AlignSettings(SRSettings):
     lm_loss_weight: float = option(1.0, "weight of the language-model loss")
     rec_loss_weight: float = option(1.0, "weight of the recommendation loss")
     contrast_loss_weight: float = option(0.5, "weight of behaviour and preference contrast")
+    contrast_batch: int = option(
+        0,
+        "samples of all processes that the contrastive losses compare, over several micro-steps (exact, one more "
+        "forward pass); 0 = those of one micro-step",
+    )
     head_start_epochs: int = option(
         0, "epochs that SR model and head first train on untuned vectors; 0 = none"
     )

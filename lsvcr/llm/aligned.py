@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from lsvcr.data.align import AlignBatch
 from lsvcr.data.align_taste import TasteBatch
 from lsvcr.data.rank_wide import WideBatch
+from lsvcr.llm.contrast import CONTRASTED, Share
 from lsvcr.llm.encoder import encode, hidden_states
 from lsvcr.llm.families import backbone, output_head
 from lsvcr.llm.wide import TasteLoss, TextStates, WideLoss
 from lsvcr.losses.alignment import behaviour_contrast, preference_contrast, recommendation_contrast
 from lsvcr.models.sr import EmbeddingHead, Histories, Positions, SRModel, random_positions
 from lsvcr.nn.ragged import segment_mean
+from lsvcr.nn.similarity import unit
 from lsvcr.utils.seeding import generator
 
 _POSITION_STREAM = 21
@@ -126,15 +128,21 @@ class AlignedModel(nn.Module):
         positions: Positions | None,
         wide: Sequence[WideBatch | TasteBatch] = (),
         cache: TextStates | None = None,
+        share: Share | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of a batch by name, `loss` their weighted sum; see `losses` and `wide_loss`."""
-        parts = self.losses(self.vectors(batch, positions), batch)
+        """Losses of a batch by name, `loss` their weighted sum; see `losses`, `shared_losses` and `wide_loss`.
+
+        Also `directions`, (2, d) without gradient: the sums of the unit vectors of SR and LLM users.
+        """
+        vectors = self.vectors(batch, positions)
+        parts = self.losses(vectors, batch) if share is None else self.shared_losses(vectors, share)
         for part in wide:
             assert cache is not None
             name, value = self.wide_loss(part, cache)
             parts[name] = value
             parts["loss"] = parts["loss"] + self._weights[name] * value
-        return parts
+        sides = (vectors.users, vectors.llm_users)
+        return {**parts, "directions": torch.stack([unit(side.detach()).sum(0) for side in sides])}
 
     def wide_loss(self, batch: WideBatch | TasteBatch, cache: TextStates) -> tuple[str, Tensor]:
         """Loss of many samples on few texts, with its name; the cache learns the texts' new states."""
@@ -186,18 +194,47 @@ class AlignedModel(nn.Module):
         Returns:
             `lm`, `rec`, `behaviour`, `preference` and `loss`, their weighted sum; float32 scalars.
         """
+        contrasted = {name: getattr(vectors, name) for name in CONTRASTED}
+        contrasts = self.contrasts(
+            **contrasted, target_keys=batch.target_keys, positive_keys=batch.positive_keys
+        )
+        lm = vectors.lm.mean()
+        return {"loss": self._weights["lm"] * lm + self.contrast_total(contrasts), "lm": lm, **contrasts}
+
+    def shared_losses(self, vectors: Vectors, share: Share) -> dict[str, Tensor]:
+        """As `losses`, of a micro-batch whose contrast is that of a larger batch.
+
+        `loss` is worth the weighted sum and has the gradient of this micro-batch's share.
+        """
+        lm = vectors.lm.mean()
+        value = self._weights["lm"] * lm + self.contrast_total(share.losses)
+        back = self._weights["lm"] * lm
+        for name, gradient in share.gradients.items():
+            back = back + (getattr(vectors, name) * gradient).sum()
+        return {"loss": back + (value - back).detach(), "lm": lm, **share.losses}
+
+    def contrasts(
+        self,
+        *,
+        users: Tensor,
+        others: Tensor,
+        llm_users: Tensor,
+        targets: Tensor,
+        target_keys: Tensor,
+        positive_keys: Tensor,
+    ) -> dict[str, Tensor]:
+        """`rec`, `behaviour` and `preference` of vectors (B, d) as in `Vectors` and keys as in `AlignBatch`."""
         tau = self.heads.sr.temperature
-        parts = {
-            "lm": vectors.lm.mean(),
-            "rec": recommendation_contrast(
-                vectors.users, vectors.targets, batch.target_keys, batch.positive_keys, tau
-            ),
-            "behaviour": behaviour_contrast(vectors.llm_users, vectors.users, vectors.others, tau),
-            "preference": preference_contrast(vectors.users, vectors.llm_users, tau),
+        return {
+            "rec": recommendation_contrast(users, targets, target_keys, positive_keys, tau),
+            "behaviour": behaviour_contrast(llm_users, users, others, tau),
+            "preference": preference_contrast(users, llm_users, tau),
         }
-        contrast = self._weights["contrast"] * (parts["behaviour"] + parts["preference"])
-        total = self._weights["lm"] * parts["lm"] + self._weights["rec"] * parts["rec"] + contrast
-        return {"loss": total, **parts}
+
+    def contrast_total(self, contrasts: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of `contrasts`."""
+        alike = contrasts["behaviour"] + contrasts["preference"]
+        return self._weights["rec"] * contrasts["rec"] + self._weights["contrast"] * alike
 
     def _read_prompts(self, batch: AlignBatch) -> tuple[Tensor, Tensor]:
         """States at the last prompt token (B, h) and each sample's LM loss (B,), float32."""

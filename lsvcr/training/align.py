@@ -7,7 +7,8 @@ last/ exactly as if it had not stopped.
 import dataclasses
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from lsvcr.data.align import AlignBatch, micro_batches, training_loader
 from lsvcr.data.align_taste import TasteBatch
 from lsvcr.data.rank_wide import WideBatch
 from lsvcr.data.store import Dataset, open_dataset
-from lsvcr.llm.aligned import draw_positions
+from lsvcr.llm.aligned import Vectors, draw_positions
+from lsvcr.llm.contrast import Share, contrast_shares
+from lsvcr.models.sr import Positions
 from lsvcr.schema import BEST_DIR, FORMAT_VERSION, LAST_DIR
 from lsvcr.settings import AlignSettings
 from lsvcr.training.align_build import AlignParts, build, check_settings, make_plan, parameter_groups
@@ -46,6 +49,9 @@ from lsvcr.utils.seeding import seed_everything
 
 _DROPOUT_STREAM = 42
 PARTS = ("loss", "lm", "rec", "behaviour", "preference")
+
+COLLAPSED, FEWEST_TO_JUDGE = 1e-5, 32
+"""Variance of unit vectors below which they count as one, and samples that it takes to say so."""
 
 logger = get_logger(__name__)
 
@@ -85,6 +91,16 @@ def _is_interrupted(settings: AlignSettings) -> bool:
     return settings.resume and bool(broadcast_object((Path(settings.output_dir) / LAST_DIR).is_dir()))
 
 
+@dataclass(frozen=True)
+class _Micro:
+    """One micro-batch of this process."""
+
+    number: int
+    """Since the start of the run."""
+    batch: AlignBatch
+    positions: Positions | None
+
+
 class AlignTrainer:
     """The training loop around a DeepSpeed engine."""
 
@@ -104,7 +120,7 @@ class AlignTrainer:
     def run(self) -> Path:
         """Train from where the run stands to its end; see `align`."""
         with run_lock(self._run):
-            window = _Window(self._names, self._device)
+            window = _Window(self._names, self._settings.hidden, self._device)
             return self._train(self._standing(window), window)
 
     def _train(self, start: int, window: "_Window") -> Path:
@@ -133,37 +149,63 @@ class AlignTrainer:
         writer.close()
         return self._finish()
 
-    def _step(self, step: int, batches: Any, window: "_Window") -> None:
+    def _step(self, step: int, batches: Iterator[AlignBatch], window: "_Window") -> None:
         """One optimiser step: all its micro-batches forward and backward, then the update."""
         started = time.monotonic()
         set_learning_rate(self._engine, self._rate_factor(step))
-        for micro in range(step * self._plan.accumulation, (step + 1) * self._plan.accumulation):
-            batch = next(batches).to(self._device)
-            wide = self._wide.batches(micro) if self._wide else []
-            losses = self._losses(batch, micro, wide)
-            self._engine.backward(losses["loss"])
-            self._engine.step()
-            window.add(losses, batch.tokens + sum(part.tokens for part in wide))
+        first, count = step * self._plan.accumulation, self._plan.contrast_steps
+        for start in range(first, first + self._plan.accumulation, count):
+            together = [self._micro(number, next(batches)) for number in range(start, start + count)]
+            for micro, share in zip(together, self._shares(together), strict=True):
+                wide = self._wide.batches(micro.number) if self._wide else []
+                losses = self._losses(micro, wide, share)
+                self._engine.backward(losses["loss"])
+                self._engine.step()
+                window.add(losses, len(micro.batch), micro.batch.tokens + sum(part.tokens for part in wide))
         window.seconds += time.monotonic() - started
         window.norm = float(self._engine.get_global_grad_norm() or 0.0)
 
-    def _losses(self, batch: AlignBatch, micro: int, wide: list[WideBatch | TasteBatch]) -> dict[str, Tensor]:
+    def _micro(self, number: int, batch: AlignBatch) -> "_Micro":
         settings = self._settings
-        seed_everything(settings.seed, _DROPOUT_STREAM, micro, rank())
-        longest = (settings.max_phis_len, settings.max_chis_len)
         positions = None
+        batch = batch.to(self._device)
         if settings.random_positions:
-            positions = draw_positions(batch, longest, settings.max_position, settings.seed, micro)
-        extra = (wide, self._wide.cache) if self._wide else ()
-        losses: dict[str, Tensor] = self._engine(batch, positions, *extra)
+            longest = (settings.max_phis_len, settings.max_chis_len)
+            # One draw for all that is compared, however it is cut into micro-steps.
+            keys = (settings.seed, number // self._plan.contrast_steps)
+            positions = draw_positions(batch, longest, settings.max_position, *keys)
+        return _Micro(number, batch, positions)
+
+    def _shares(self, together: Sequence["_Micro"]) -> Sequence[Share | None]:
+        """What contrast over several micro-batches says to each; None where each is compared within itself."""
+        if len(together) == 1:
+            return [None]
+        model = self._engine.module
+
+        def read(place: int) -> Vectors:
+            self._seed_dropout(together[place])
+            vectors: Vectors = model.vectors(together[place].batch, together[place].positions)
+            return vectors
+
+        return contrast_shares(model, [micro.batch for micro in together], read)
+
+    def _losses(
+        self, micro: "_Micro", wide: list[WideBatch | TasteBatch], share: Share | None
+    ) -> dict[str, Tensor]:
+        self._seed_dropout(micro)
+        cache = self._wide.cache if self._wide else None
+        losses: dict[str, Tensor] = self._engine(micro.batch, micro.positions, wide, cache, share)
         if not bool(torch.isfinite(losses["loss"])):
             broken = ", ".join(name for name in self._names[1:] if not bool(torch.isfinite(losses[name])))
             raise UserError(
                 f"the loss is not finite ({broken or 'their sum'}) "
-                f"at optimiser step {micro // self._plan.accumulation + 1}, "
-                f"samples {batch.rows.tolist()}: lower --learning_rate, or look at the texts of these samples"
+                f"at optimiser step {micro.number // self._plan.accumulation + 1}, "
+                f"samples {micro.batch.rows.tolist()}: lower --learning_rate, or look at the texts of these samples"
             )
         return losses
+
+    def _seed_dropout(self, micro: "_Micro") -> None:
+        seed_everything(self._settings.seed, _DROPOUT_STREAM, micro.number, rank())
 
     def _milestones(self, done: int, writer: MetricsWriter, window: "_Window") -> None:
         """Validation and checkpoints that are due after `done` steps, and both at the end."""
@@ -274,19 +316,26 @@ class AlignTrainer:
 
 
 class _Window:
-    """Sums between two log lines."""
+    """Sums between two log lines.
 
-    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+    Args:
+        names: of the losses.
+        width: d of the user vectors.
+        device: of the sums.
+    """
+
+    def __init__(self, names: Sequence[str], width: int, device: torch.device) -> None:
         self._names = names
-        # One sum a loss, then micro-batches and tokens.
-        self._sums = torch.zeros(len(names) + 2, dtype=torch.float64, device=device)
+        # One sum a loss, then micro-batches, samples and tokens, then SR and LLM users' unit vectors.
+        self._sums = torch.zeros(len(names) + 3 + 2 * width, dtype=torch.float64, device=device)
         self.norm, self.last_loss, self.seconds = 0.0, float("nan"), 0.0
 
-    def add(self, losses: dict[str, Tensor], tokens: int) -> None:
+    def add(self, losses: dict[str, Tensor], samples: int, tokens: int) -> None:
         """Count one micro-batch of this process."""
         self.last_loss = losses["loss"].item()
         values = torch.stack([losses[name].detach().double() for name in self._names])
-        self._sums += torch.cat([values, values.new_tensor([1, tokens])])
+        counts = values.new_tensor([1, samples, tokens])
+        self._sums += torch.cat([values, counts, losses["directions"].flatten().double()])
 
     def state(self) -> dict[str, Any]:
         """Where an open window stands, for `take`; every process must call it."""
@@ -299,14 +348,34 @@ class _Window:
             self._sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
 
     def close(self) -> tuple[dict[str, float], float]:
-        """Means of all processes by name, tokens a second, and seconds of training; every process must call it."""
+        """Means of all processes by name, tokens a second, and seconds of training; every process must call it.
+
+        Raises:
+            UserError: the user vectors of one side have all become the same; see `_check_alive`.
+        """
         seconds = self.seconds
-        total = reduce_sum(self._sums).tolist()
-        figures = {f"train/{name}": total[i] / total[-2] for i, name in enumerate(self._names)}
-        figures["train/tokens_per_s"] = total[-1] / seconds
+        total = reduce_sum(self._sums)
+        count = len(self._names)
+        sums = total[:count].tolist()
+        batches, samples, tokens = total[count : count + 3].tolist()
+        figures = {f"train/{name}": value / batches for name, value in zip(self._names, sums, strict=True)}
+        figures["train/tokens_per_s"] = tokens / seconds
+        for side, mean in zip(("sr", "llm"), (total[count + 3 :] / samples).view(2, -1), strict=True):
+            figures[f"train/{side}_variance"] = 1 - float(mean.square().sum())
+            _check_alive(figures[f"train/{side}_variance"], int(samples), side)
         self._sums.zero_()
         self.seconds = 0.0
         return figures, seconds
+
+
+def _check_alive(variance: float, samples: int, side: str) -> None:
+    """Stop where the unit vectors of many users differ by nothing: what is left is not worth training on."""
+    if samples >= FEWEST_TO_JUDGE and variance < COLLAPSED:
+        raise UserError(
+            f"the {side.upper()} user vectors have collapsed: the last {samples} samples' all point the same way "
+            f"(variance {variance:.1e} of at most 1). Lower --learning_rate, raise --contrast_batch for more "
+            "negatives, or look whether the texts of different users differ at all"
+        )
 
 
 def _told(figures: dict[str, float]) -> str:

@@ -57,6 +57,8 @@ class Plan:
     global_batch: int
     """Samples of an optimiser step: batch x accumulation x processes."""
     accumulation: int
+    contrast_steps: int
+    """Micro-steps whose samples the contrastive losses compare with one another."""
     steps: int
     save_every: int
     """Optimiser steps between checkpoints; 0 = only at the end."""
@@ -81,6 +83,7 @@ def check_settings(settings: AlignSettings) -> None:
     if settings.hidden % settings.heads:
         raise UserError(f"--hidden {settings.hidden} must be a multiple of --heads {settings.heads}")
     for name in (
+        "contrast_batch",
         "text_token_budget",
         "wide_titles",
         "taste_texts",
@@ -109,10 +112,24 @@ def make_plan(settings: AlignSettings, samples: int, world: int) -> Plan:
         samples=samples,
         global_batch=global_batch,
         accumulation=settings.gradient_accumulation_steps,
+        contrast_steps=_contrast_steps(settings, world),
         steps=steps,
         save_every=save_every,
         eval_every=settings.eval_steps or save_every,
     )
+
+
+def _contrast_steps(settings: AlignSettings, world: int) -> int:
+    joined = settings.per_device_train_batch_size * world
+    wanted, whole = settings.contrast_batch or joined, joined * settings.gradient_accumulation_steps
+    if wanted % joined or whole % wanted:
+        raise UserError(
+            f"--contrast_batch {wanted}: a micro-step has {joined} samples ({world} processes x "
+            f"--per_device_train_batch_size {settings.per_device_train_batch_size}), an optimiser step {whole} "
+            f"(x --gradient_accumulation_steps {settings.gradient_accumulation_steps}); give a multiple of the one "
+            "that divides the other"
+        )
+    return wanted // joined
 
 
 def build(settings: AlignSettings, dataset: Dataset) -> AlignParts:

@@ -11,6 +11,7 @@ from lsvcr.data.align import AlignBatch, AlignCollator
 from lsvcr.data.align_samples import AlignSamples
 from lsvcr.data.store import Dataset
 from lsvcr.data.text_bank import TextBank, comment_code
+from lsvcr.evaluation.alignment import linear_cka, uniformity
 from lsvcr.evaluation.counting import count_catalogue, count_listed
 from lsvcr.evaluation.metrics import Ranks, mrr, ndcg, recall, single
 from lsvcr.llm.aligned import AlignedModel
@@ -73,15 +74,17 @@ class AlignEvaluator:
 
         Returns:
             `lm`: mean LM loss. `retrieval@1`, `retrieval_mrr`: of each user's own LLM vector by the SR vector in
-            the pool, and `retrieval@1_chance`. `rec_ndcg@10`, `rec_mrr`: the SR model ranking the pool's distinct
-            target videos. `comm_rank_ndcg@10`, `comm_rank_mrr`: ranking comments of the watched video.
+            the pool, and `retrieval@1_chance`. `cka` of the two branches' user vectors, and the `sr_uniformity` and
+            `llm_uniformity` of each (`lsvcr.evaluation.alignment`). `rec_ndcg@10`, `rec_mrr`: the SR model ranking
+            the pool's distinct target videos. `comm_rank_ndcg@10`, `comm_rank_mrr`: ranking comments of the watched
+            video.
             `selection`: see `SELECTION`. Figures of a task the pool lacks are left out.
         """
         training = model.training
         model.eval()
         with torch.no_grad():
             pool = self._run(model)
-            figures = {"lm": float(pool.lm.mean()), **_retrieval(pool)}
+            figures = {"lm": float(pool.lm.mean()), **_retrieval(pool), **_likeness(pool)}
             selection = []
             for name, ranks in self._rankings(model, pool):
                 figures[f"{name}_ndcg@{CUTOFF}"] = float(ndcg(ranks, CUTOFF).mean())
@@ -160,6 +163,17 @@ def _retrieval(pool: _Pool) -> dict[str, float]:
         "retrieval@1": float(recall(ranks, 1).mean()),
         "retrieval_mrr": float(mrr(ranks, size).mean()),
         "retrieval@1_chance": 1.0 / size,
+    }
+
+
+def _likeness(pool: _Pool) -> dict[str, float]:
+    """How alike the branches are, and how spread out each; nothing for a pool of one."""
+    if len(pool.rows) < 2:
+        return {}
+    return {
+        "cka": linear_cka(pool.users, pool.llm_users),
+        "sr_uniformity": uniformity(pool.users),
+        "llm_uniformity": uniformity(pool.llm_users),
     }
 
 

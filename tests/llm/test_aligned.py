@@ -1,5 +1,7 @@
 """LLM and SR model together: one pass over distinct texts equals the plain computation, sample by sample."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,14 +16,17 @@ from lsvcr.llm import aligned
 from lsvcr.llm.aligned import (
     AlignedHeads,
     AlignedModel,
+    Vectors,
     draw_positions,
     gather_histories,
 )
+from lsvcr.llm.contrast import CONTRASTED, contrast_shares
 from lsvcr.llm.encoder import tokenize
 from lsvcr.llm.lora import add_lora
 from lsvcr.llm.recompute import enable_checkpointing
 from lsvcr.models.sr import SRModel
 from lsvcr.schema import Task
+from lsvcr.utils.seeding import seed_everything
 
 TITLES = ["", "tea at dawn", "late night noodles", "tea at dawn", "a very long walk by the sea", ""]
 COMMENTS = ["", "so calm", "hungry now", "again", "what a view", "so calm"]
@@ -59,18 +64,18 @@ SAMPLES = [
 
 @pytest.fixture
 def make(tiny_llm):
-    """Builds a model (fp32, dropout off, LoRA not zero) and a collator."""
+    """Builds a model (fp32, LoRA not zero) and a collator."""
     llm, tokenizer = tiny_llm
 
-    def build(**changes) -> tuple[AlignedModel, AlignCollator]:
+    def build(dropout: float = 0.0, **changes) -> tuple[AlignedModel, AlignCollator]:
         torch.manual_seed(5)
         sr = SRModel(
-            text_width=12, hidden=WIDTH, inner=32, dropout=0.0, attention_dropout=0.0, max_position=9
+            text_width=12, hidden=WIDTH, inner=32, dropout=dropout, attention_dropout=dropout, max_position=9
         )
         heads = AlignedHeads(sr, 32, 12)
         for parameter in heads.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-        peft = add_lora(llm, 4, 8, 0.0)
+        peft = add_lora(llm, 4, 8, dropout)
         for name, parameter in peft.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -184,6 +189,7 @@ def test_own_and_other_history_by_task(make) -> None:
 def test_total_is_the_weighted_sum_of_named_parts(make) -> None:
     model, collate = make(weights={"lm": 2.0, "rec": 3.0, "contrast": 0.25})
     parts = model(collate(SAMPLES), None)
+    assert parts.pop("directions").shape == (2, WIDTH)
     assert set(parts) == {"loss", "lm", "rec", "behaviour", "preference"}
     assert all(value.dtype == torch.float32 and value.ndim == 0 for value in parts.values())
     expected = 2 * parts["lm"] + 3 * parts["rec"] + 0.25 * (parts["behaviour"] + parts["preference"])
@@ -205,7 +211,7 @@ def test_a_batch_without_any_text_or_history_is_finite(make) -> None:
     blank = [sample(0, [], [], target=5), sample(2, [(5, 0, 0)], [], target=5)]
     losses = model(collate(blank), None)
     losses["loss"].backward()
-    assert all(torch.isfinite(value) for value in losses.values())
+    assert all(torch.isfinite(value).all() for value in losses.values())
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
@@ -214,6 +220,69 @@ def test_same_target_is_no_negative(make) -> None:
     model, collate = make()
     twins = [sample(0, [(2, 0, 0)], [], target=1), sample(2, [(4, 0, 0)], [], target=3)]  # both "tea at dawn"
     assert float(model(collate(twins), None)["rec"].detach()) == pytest.approx(0.0, abs=1e-6)
+
+
+def grads(model: AlignedModel) -> dict[str, Tensor]:
+    """Gradients by name, taken away from the model."""
+    taken = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return taken
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("recompute", [None, "selective"])
+def test_a_contrast_over_micro_batches_has_the_gradient_of_one_over_all(
+    make, dropout: float, recompute
+) -> None:
+    model, collate = make(dropout=dropout)
+    if recompute:
+        enable_checkpointing(model.llm, recompute, lora_r=4)
+    model.train()
+    # Sample 0's target is another positive of the last one, whose keys are more than the others'.
+    knows = dataclasses.replace(sample(2, [(2, 2, 3)], [], target=2), positives=[1, 2, 4])
+    batches = [collate(SAMPLES[:2]), collate([SAMPLES[2], knows])]
+
+    def read(place: int) -> Vectors:
+        seed_everything(place)
+        return model.vectors(batches[place], None)
+
+    both = [read(0), read(1)]
+    names = [*CONTRASTED, "lm"]
+    joined = Vectors(**{name: torch.cat([getattr(one, name) for one in both]) for name in names})
+    whole = model.losses(joined, collate([*SAMPLES[:2], SAMPLES[2], knows]))
+    whole["loss"].backward()
+    expected = grads(model)
+
+    shares = contrast_shares(model, batches, read)
+    assert grads(model) == {}  # the first pass leaves none
+    values = []
+    for place, share in enumerate(shares):
+        seed_everything(place)
+        losses = model(batches[place], None, share=share)
+        (losses["loss"] / 2).backward()
+        values.append(losses)
+    found = grads(model)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    assert max(float(gradient.abs().max()) for gradient in expected.values()) > 1e-2
+    for name in ("rec", "behaviour", "preference"):
+        assert values[0][name] == values[1][name] == pytest.approx(whole[name].item(), rel=1e-5)
+    for name in ("loss", "lm"):
+        mean = sum(losses[name].item() for losses in values) / 2
+        assert mean == pytest.approx(whole[name].item(), rel=1e-5)
+    within = sum(model(batch, None)["rec"].item() for batch in batches) / 2
+    assert within < whole["rec"].item() - 0.1  # fewer negatives: it is another loss
+
+
+def test_directions_are_sums_of_unit_user_vectors(make) -> None:
+    model, collate = make()
+    batch = collate(SAMPLES)
+    vectors = model.vectors(batch, None)
+    expected = [F.normalize(side, dim=1).sum(0) for side in (vectors.users, vectors.llm_users)]
+    found = model(batch, None)["directions"]
+    torch.testing.assert_close(found, torch.stack(expected))
+    assert not found.requires_grad
 
 
 def test_positions_are_random_increasing_and_the_same_for_any_padding(make) -> None:

@@ -161,6 +161,7 @@ def first_gradients(folder: Path, data: str) -> dict[str, Any]:
         parts_read = wide.batches(0)
         losses = engine(mine, positions, parts_read, wide.cache)
         engine.backward(losses["loss"])
+        del losses["directions"]
         means = {name: float(reduce_sum(value.detach()) / world_size()) for name, value in losses.items()}
         gradients = {name: safe_get_full_grad(p).clone() for name, p in trainable(engine.module).items()}
     return {
@@ -177,8 +178,26 @@ def first_gradients(folder: Path, data: str) -> dict[str, Any]:
     }
 
 
+def contrast_runs(folder: Path, data: str) -> None:
+    """Two steps of four samples that are compared with one another, cut in several ways; random positions on."""
+    from lsvcr.training.align import align
+    from lsvcr.utils.distributed import world_size
+
+    own = {"bf16": False, "max_steps": 2, "logging_steps": 1, "text_token_budget": 200, **NO_DROPOUT}
+    for batch in (4, 2, 1):
+        if batch * world_size() <= 4:
+            steps = 4 // batch // world_size()
+            align(
+                settings(
+                    data, folder / f"contrast-{batch}", per_device_train_batch_size=batch,
+                    gradient_accumulation_steps=steps, contrast_batch=4, **own,
+                )
+            )  # fmt: skip
+
+
 def two_process_runs(folder: Path, data: str) -> dict[str, Any]:
     """What takes two processes to show."""
+    contrast_runs(folder, data)
     return {**first_gradients(folder, data), **straight_and_cut(folder, data)}
 
 
@@ -187,6 +206,7 @@ def single_process_runs(folder: Path, data: str) -> dict[str, Any]:
     from lsvcr.training.align import align
     from lsvcr.utils.errors import UserError
 
+    contrast_runs(folder, data)
     found: dict[str, Any] = {**first_gradients(folder, data), **straight_and_cut(folder, data)}
 
     def refused(**changes: Any) -> str:
@@ -203,6 +223,7 @@ def single_process_runs(folder: Path, data: str) -> dict[str, Any]:
     found["missing_config"] = refused(deepspeed="config/nowhere.json")
     found["wide_below_zero"] = refused(taste_texts=-1)
     found["wide_without_vectors"] = refused(wide_titles=4, resume=False)
+    found["uneven_contrast"] = refused(contrast_batch=6, gradient_accumulation_steps=2)
     found["too_long_histories"] = refused(max_phis_len=60)
 
     # Accumulation: two micro-batches of 2 are one of 4, for the LM loss, which has no in-batch negatives.

@@ -120,19 +120,31 @@ def test_wrong_settings_are_told_before_anything_is_loaded(one: Runs) -> None:
 
 def test_accumulated_micro_batches_are_one_batch(one: Runs) -> None:
     """No micro-batch is lost and the sum is divided once."""
-    whole, halves = (
-        load_file(one[0] / name / "last" / "trainer.safetensors") for name in ("whole", "halves")
-    )
+    same_gradients(one[0] / "whole", one[0] / "halves", ["lm"])
+
+
+def test_a_contrastive_batch_is_the_same_however_it_is_cut(one: Runs, two: Runs) -> None:
+    """Into micro-steps and processes."""
+    whole = one[0] / "contrast-4"
+    for other in (one[0] / "contrast-2", one[0] / "contrast-1", two[0] / "contrast-2", two[0] / "contrast-1"):
+        same_gradients(whole, other, ["lm", "rec", "behaviour", "preference"])
+    assert "give a multiple of the one that divides the other" in one[1][0]["uneven_contrast"]
+
+
+def same_gradients(left: Path, right: Path, losses: list[str]) -> None:
+    """Two runs had the same gradients, as their moments tell, and the same `losses`."""
+    whole, parts = (load_file(run / "last" / "trainer.safetensors") for run in (left, right))
     moved = 0
     for name, value in whole.items():
         # AdamW divides by the gradient's own size, so tiny gradients would show rounding: compare the moments.
         if name.startswith("exp_avg."):
-            torch.testing.assert_close(halves[name], value, rtol=1e-3, atol=1e-7, msg=name)
+            torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=1e-7, msg=name)
             moved += int(value.abs().max() > 1e-5)
     assert moved > 10
-    parts = [logged(one[0] / name)[0] for name in ("whole", "halves")]
-    assert parts[0]["train/lm"] == pytest.approx(parts[1]["train/lm"], rel=1e-5)
-    assert parts[0]["train/grad_norm"] == pytest.approx(parts[1]["train/grad_norm"], rel=1e-3)
+    first, other = (logged(run)[0] for run in (left, right))
+    assert first["train/grad_norm"] == pytest.approx(other["train/grad_norm"], rel=1e-3)
+    for name in losses:
+        assert first[f"train/{name}"] == pytest.approx(other[f"train/{name}"], rel=1e-5)
 
 
 def test_loss_falls_in_twenty_steps(one: Runs) -> None:
@@ -145,7 +157,8 @@ def test_every_loss_part_and_validation_figure_is_logged(one: Runs) -> None:
     lines = logged(one[0] / "plain")
     train = {name for line in lines for name in line if name.startswith("train/")}
     assert train == {f"train/{name}" for name in (
-        "loss", "lm", "rec", "behaviour", "preference", "grad_norm", "learning_rate", "epoch")}  # fmt: skip
+        "loss", "lm", "rec", "behaviour", "preference", "grad_norm", "learning_rate", "epoch",
+        "sr_variance", "llm_variance")}  # fmt: skip
     validation = {name for line in lines for name in line if name.startswith("val/")}
     assert {
         "val/retrieval@1",
