@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lsvcr.experiments.report_data import SHOWN_DIGITS, DataCard, data_card
-from lsvcr.experiments.report_html import Html, details, facts, page, section, table, tag
+from lsvcr.experiments.report_html import Html, breakable, details, facts, joined, page, section, table, tag
 from lsvcr.experiments.report_log import MetricsLog, charts_by_prefix
 from lsvcr.experiments.report_read import RunRecord, TestPart, llm_of, read_run
 from lsvcr.experiments.report_state import state_of, timings
@@ -178,14 +178,17 @@ def _settings(record: RunRecord) -> Html:
         entry = known.get(name)
         default = "not in this version" if entry is None else _shown(entry.default)
         about = "" if entry is None else str(entry.metadata.get("help", ""))
-        rows.append((entry is None or value != entry.default, [name, _shown(value), default, about]))
-    changed = [row[:3] for differs, row in rows if differs]
+        rows.append((entry is None or value != entry.default, [name, _shown(value), default], about))
+    changed = [row for differs, row, _ in rows if differs]
+    explained = [
+        [joined([breakable(row[0]), tag("span", about, class_="soft")]), *row[1:]] for _, row, about in rows
+    ]
     first = (
         table(["setting", "value", "default"], changed, "Other than the defaults", numbers=False)
         if changed
         else tag("p", "All settings are the defaults.")
     )
-    everything = table(["setting", "value", "default", "meaning"], [row for _, row in rows], numbers=False)
+    everything = table(["setting", "value", "default"], explained, numbers=False)
     return section("Settings", first, details(f"all {len(rows)} settings", everything))
 
 

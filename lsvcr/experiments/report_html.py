@@ -1,9 +1,10 @@
 """HTML that escapes by construction: a text becomes markup only through `tag`, which escapes what is not."""
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-_VOID = {"meta", "link"}
+_VOID = {"meta", "link", "wbr"}
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """The page loads nothing and runs nothing, whatever a file name or a setting holds."""
 
@@ -34,6 +35,13 @@ def joined(parts: Iterable[str]) -> Html:
     return Html("".join(part if isinstance(part, Html) else escape(part) for part in parts))
 
 
+def breakable(text: str) -> Html:
+    """A name that a narrow window may break behind each `_` and `/`; markup stays as it is."""
+    if isinstance(text, Html):
+        return text
+    return Html(tag("wbr").join(escape(piece) for piece in re.split(r"(?<=[_/])(?!$)", text)))
+
+
 def table(
     header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", numbers: bool = True
 ) -> Html:
@@ -42,9 +50,15 @@ def table(
     It scrolls inside itself where it is too wide for the window.
     """
     side = "n" if numbers else None
-    columns = [tag("th", cell, scope="col", class_=side if i else None) for i, cell in enumerate(header)]
+    columns = [
+        tag("th", breakable(cell), scope="col", class_=side if i else None) for i, cell in enumerate(header)
+    ]
     body = [
-        tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell, class_=side) for cell in row[1:]))
+        tag(
+            "tr",
+            tag("th", breakable(row[0]), scope="row"),
+            *(tag("td", cell, class_=side) for cell in row[1:]),
+        )
         for row in rows
     ]
     title = [tag("caption", caption)] if caption else []
@@ -136,13 +150,14 @@ svg text { fill: var(--soft); font-size: 11px; }
 details { margin: .4rem 0; }
 summary { cursor: pointer; color: var(--soft); font-size: .9rem; }
 .scroll { overflow-x: auto; max-width: 100%; }
-details .scroll { max-height: 24rem; overflow-y: auto; }
+figure .scroll { max-height: 24rem; overflow-y: auto; }
 table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0; }
 caption { text-align: left; color: var(--soft); padding-bottom: .25rem; }
 th, td { text-align: left; padding: .2rem .75rem .2rem 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
 th { font-weight: 600; }
 thead th { color: var(--soft); font-weight: 400; }
 .n { text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-table.numbers th:first-child { white-space: nowrap; }
+table.numbers th { overflow-wrap: normal; }
+th .soft { display: block; font-weight: 400; font-size: .85rem; }
 @media print { figure, section { break-inside: avoid; } }
 """
