@@ -155,6 +155,7 @@ table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0; }
 caption { text-align: left; color: var(--soft); padding-bottom: .25rem; }
 th, td { text-align: left; padding: .2rem .75rem .2rem 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
 th { font-weight: 600; }
+td { min-width: 4.2rem; }
 thead th { color: var(--soft); font-weight: 400; }
 .n { text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 table.numbers th { overflow-wrap: normal; }
