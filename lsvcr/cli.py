@@ -12,6 +12,7 @@ from lsvcr.settings import (
     EmbedSettings,
     ExportOfficialSettings,
     PrepareSettings,
+    ReportSettings,
     SimulateSettings,
     option,
 )
@@ -159,6 +160,14 @@ def _table(argv: Sequence[str]) -> None:
         print_table(report)
 
 
+def _report(argv: Sequence[str]) -> None:
+    settings = parse_settings(ReportSettings, argv, "lsvcr report", *_about("report"), ("run",))
+    _require("report", run=settings.run)
+    from lsvcr.experiments.report import write_report
+
+    sys.stdout.write(f"{write_report(settings)}\n")
+
+
 def split_runs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words of `lsvcr table` that name runs, and the flags with their values, each in order."""
     runs: list[str] = []
@@ -261,5 +270,10 @@ COMMANDS = {
         "Set finished stage-two runs side by side, with popularity, under one protocol.",
         'lsvcr table --data demo/data "ids only=demo/ids" "both stages=demo/aligned"',
         _table,
+    ),
+    "report": Command(
+        "Write one HTML page about a run: curves, settings, data, timings, test figures.",
+        "lsvcr report ckpt/LSVCR --out align.html",
+        _report,
     ),
 }

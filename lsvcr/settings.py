@@ -81,6 +81,15 @@ class DoctorSettings:
 
 
 @dataclass
+class ReportSettings:
+    """Settings of `lsvcr report`."""
+
+    run: str = option("", "run folder of stage one or stage two, finished or not")
+    out: str = option("", "HTML file to write; empty = report.html in the run folder")
+    data: str = option("", "prepared dataset of the run; empty = the one that its settings name")
+
+
+@dataclass
 class SRSettings:
     """Shape of the SR model (METHOD: LSVCR paper, section 3; published sizes)."""
 

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Every check: environment, lint, format, types, tests. `bash scripts/test.sh [PYTEST ARGUMENTS]` passes on what
-# follows, as in `bash scripts/test.sh tests/utils -x`.
+# follows, as in `bash scripts/test.sh tests/utils -x`. Tests of pages need a browser and are skipped without one;
+# scripts/browser.sh says when one is installed.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 main() {
     use_environment
+    bash "$ROOT/scripts/browser.sh"
     cd "$ROOT"
     # Two test processes share two cores, so each may have one thread; and what needs more must not be measured here.
     export OMP_NUM_THREADS=1

@@ -24,16 +24,15 @@ from torch import Tensor, nn
 from lsvcr.llm.aligned import AlignedModel
 from lsvcr.llm.lora import delta_norm, save_adapter
 from lsvcr.models.checkpoint import save_into
-from lsvcr.schema import ADAPTER_DIR, LAST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE
+from lsvcr.schema import ADAPTER_DIR, LAST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE, STAGE_ONE, TRAINER_FILE
 from lsvcr.training.engine import MOMENTS, open_moments
 from lsvcr.utils.distributed import is_main
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_dir, read_json, sha256_file, write_json
 from lsvcr.utils.logging import get_logger
 
-KIND = "stage-one"
+KIND = STAGE_ONE
 TRAINER_WEIGHTS_FILE = "trainer.safetensors"
-TRAINER_FILE = "trainer.json"
 STANDING = ("step", "best", "seconds", "window")
 """What `trainer.json` says: steps done, best validation figure, seconds of training, sums since the last log line."""
 

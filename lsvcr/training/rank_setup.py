@@ -15,7 +15,7 @@ from lsvcr.models import checkpoint
 from lsvcr.models.rank import RankModel
 from lsvcr.models.sr import EmbeddingHead, SRModel
 from lsvcr.nn.attention import INITIAL_STD
-from lsvcr.schema import BEST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE, Split, Task
+from lsvcr.schema import BEST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE, STAGE_TWO, Split, Task
 from lsvcr.settings import RankSettings
 from lsvcr.training.rank_texts import TextTables, load_texts
 from lsvcr.utils.errors import UserError
@@ -194,7 +194,7 @@ def _with_id(settings: RankSettings, dataset: Dataset) -> torch.Tensor | None:
 def about(setup: Setup, processes: int) -> dict[str, Any]:
     """The part of every stage-two manifest that says where its weights come from."""
     return {
-        "kind": "stage-two",
+        "kind": STAGE_TWO,
         "task": setup.task.value,
         "settings": asdict(setup.settings),
         "seed": setup.settings.seed,
@@ -217,7 +217,7 @@ def restore(folder: Path, dataset: Dataset) -> tuple[Setup, dict[str, Any]]:
     """
     weights = checkpoint.load(folder)
     manifest = weights.manifest
-    if manifest.get("kind") != "stage-two":
+    if manifest.get("kind") != STAGE_TWO:
         raise UserError(
             f"{folder} holds a {manifest.get('kind')} checkpoint, not one of stage two (finetune.py)"
         )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lsvcr.models import checkpoint
-from lsvcr.schema import BEST_DIR, LAST_DIR, MANIFEST_FILE, METRICS_FILE
+from lsvcr.schema import BEST_DIR, LAST_DIR, MANIFEST_FILE, METRICS_FILE, METRICS_LOG_FILE
 from lsvcr.settings import RankSettings
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_dir, read_json
@@ -87,7 +87,7 @@ class RunFolder:
         """Remove what an earlier run left here, so that no figure of it can be taken for one of this run."""
         for folder in (self.best, self.last, self.path / "curves"):
             shutil.rmtree(folder, ignore_errors=True)
-        for pattern in (METRICS_FILE, "metrics.jsonl", ROWS_FILE.format(name="*")):
+        for pattern in (METRICS_FILE, METRICS_LOG_FILE, ROWS_FILE.format(name="*")):
             for file in self.path.glob(pattern):
                 file.unlink()
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar, overload
 
+from lsvcr.schema import METRICS_LOG_FILE
+
 T = TypeVar("T")
 
 _ROOT = "lsvcr"
@@ -175,7 +177,7 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: str | Path, report_to: str = "none", resume_step: int | None = None) -> None:
-        self.path = Path(folder) / "metrics.jsonl"
+        self.path = Path(folder) / METRICS_LOG_FILE
         self._curves: Any = None
         if not _is_main():
             return

@@ -26,6 +26,7 @@ FLAGS = {
     "convert": settings.ConvertSettings,
     "evaluate": cli.EvaluateSettings,
     "table": cli.TableSettings,
+    "report": settings.ReportSettings,
 }
 EACH = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -105,6 +106,7 @@ def test_every_example_of_the_command_line_parses(name):
         "doctor": ["data"],
         "convert": ["checkpoint"],
         "export-official": ["data"],
+        "report": ["run"],
     }.get(name, [])
     words = shlex.split(cli.COMMANDS[name].example)
     assert words[:2] == ["lsvcr", name]
