@@ -190,6 +190,9 @@ class AlignSettings(SRSettings):
     logging_steps: int = option(10, "optimiser steps between log lines")
     report_to: Literal["tensorboard", "none"] = option("tensorboard", "where curves go")
     resume: bool = option(True, "continue an interrupted run found in output_dir")
+    dry_run: bool = option(
+        False, "tell samples, tokens, steps, memory and time, from shapes and three steps; write nothing"
+    )
 
 
 @dataclass

@@ -25,7 +25,7 @@ of its --config file). Keys are arguments; variables of the environment are not 
   SAVE_EVAL_STEPS  steps between checkpoints
   DEEPSPEED        DeepSpeed configuration
   GRAD_CKPT        True: less memory, more time
-  DRY_RUN=1        print the commands instead of running them
+  DRY_RUN=1        print the commands instead of running them (--dry_run: tell what the run will take)
 
 Flags go to train.py; `python train.py --help` lists them. They win over keys.
 
@@ -49,12 +49,13 @@ main() {
     local "${KEYS[@]/%/=}" EXTRA=() FLAGS=() VALUES=() LAUNCH=()
     take_arguments "${KEYS[@]}" -- "$@"
     collect_flags
-    read_settings AlignSettings "python train.py" data_path output_dir deepspeed -- "${FLAGS[@]}"
-    local data_path="${VALUES[0]}" output_dir="${VALUES[1]}" deepspeed="${VALUES[2]:-}"
+    read_settings AlignSettings "python train.py" data_path output_dir deepspeed dry_run -- "${FLAGS[@]}"
+    local data_path="${VALUES[0]}" output_dir="${VALUES[1]}" deepspeed="${VALUES[2]:-}" rehearsal="${VALUES[3]}"
     if [ "$(locate "$deepspeed")" != "$deepspeed" ]; then FLAGS+=(--deepspeed "$(locate "$deepspeed")"); fi
     choose_processes
     choose_launch
     run python -m lsvcr.utils.launch torchrun "${LAUNCH[@]}" "$ROOT/train.py" "${FLAGS[@]}"
+    if [ "$rehearsal" = True ]; then return; fi
     run python -m lsvcr.utils.launch torchrun "${LAUNCH[@]}" -m lsvcr \
         embed --checkpoint "$output_dir" --data_path "$data_path"
 }

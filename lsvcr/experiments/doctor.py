@@ -12,7 +12,6 @@ from lsvcr.data.audit_vectors import audit_vectors
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.experiments import doctor_estimates as estimates
 from lsvcr.experiments import doctor_fit as fit
-from lsvcr.experiments.doctor_memory import stage_one_memory
 from lsvcr.experiments.doctor_print import print_report
 from lsvcr.experiments.doctor_sanity import sanity
 from lsvcr.experiments.doctor_texts import open_tokenizer, sample_tokens, text_tokens
@@ -20,6 +19,7 @@ from lsvcr.experiments.doctor_warnings import warnings
 from lsvcr.llm.loading import load_config
 from lsvcr.schema import BEST_DIR, Task
 from lsvcr.settings import AlignSettings, DoctorSettings, RankSettings
+from lsvcr.training.align_memory import stage_one_memory
 from lsvcr.utils.errors import UserError
 
 __all__ = ["diagnose", "failure", "print_report"]

@@ -24,6 +24,7 @@ from lsvcr.llm.contrast import Share, contrast_shares
 from lsvcr.models.sr import Positions
 from lsvcr.schema import BEST_DIR, FORMAT_VERSION, LAST_DIR
 from lsvcr.settings import AlignSettings
+from lsvcr.training import rehearsal
 from lsvcr.training.align_build import AlignParts, build, check_settings, make_plan, parameter_groups
 from lsvcr.training.align_eval import SELECTION
 from lsvcr.training.align_state import (
@@ -43,11 +44,14 @@ from lsvcr.training.schedule import learning_rate_factor
 from lsvcr.training.wide import wide_batches
 from lsvcr.utils.distributed import barrier, broadcast_object, is_main, rank, reduce_sum, world_size
 from lsvcr.utils.errors import UserError
-from lsvcr.utils.logging import MetricsWriter, get_logger, progress
+from lsvcr.utils.logging import MetricsWriter, duration, get_logger, progress
 from lsvcr.utils.precision import wants_bf16
 from lsvcr.utils.seeding import seed_everything
 
 _DROPOUT_STREAM = 42
+TIMED_STEPS = 20
+"""Steps after which a run tells when it will end."""
+
 PARTS = ("loss", "lm", "rec", "behaviour", "preference")
 
 COLLAPSED, FEWEST_TO_JUDGE = 1e-5, 32
@@ -60,7 +64,8 @@ def align(settings: AlignSettings) -> Path:
     """Run stage one, or continue the interrupted run in `settings.output_dir`.
 
     Returns:
-        The folder best/: the best checkpoint, or the last one under `load_best_model_at_end False`.
+        The folder best/: the best checkpoint, or the last one under `load_best_model_at_end False`. Under `dry_run`
+        nothing has been written there.
 
     Raises:
         UserError: settings, data, LLM or an earlier run in the folder do not fit, or the loss is not finite.
@@ -72,7 +77,7 @@ def align(settings: AlignSettings) -> Path:
     with process_group() as device:
         dataset = open_dataset(settings.data_path)
         parts = build(settings, dataset)
-        if not _is_interrupted(settings):
+        if not settings.dry_run and not _is_interrupted(settings):
             head_start(parts.model.heads.to(device), dataset, settings)
         engine = start_engine(
             parts.model,
@@ -83,7 +88,8 @@ def align(settings: AlignSettings) -> Path:
             accumulation=settings.gradient_accumulation_steps,
             max_grad_norm=settings.max_grad_norm,
         )
-        return AlignTrainer(settings, dataset, parts, engine, device).run()
+        trainer = AlignTrainer(settings, dataset, parts, engine, device)
+        return trainer.rehearse() if settings.dry_run else trainer.run()
 
 
 def _is_interrupted(settings: AlignSettings) -> bool:
@@ -120,22 +126,41 @@ class AlignTrainer:
     def run(self) -> Path:
         """Train from where the run stands to its end; see `align`."""
         with run_lock(self._run):
-            window = _Window(self._names, self._settings.hidden, self._device)
+            window = self._window()
             return self._train(self._standing(window), window)
 
-    def _train(self, start: int, window: "_Window") -> Path:
-        self._introduce(start)
-        writer = MetricsWriter(self._run, self._settings.report_to, resume_step=start)
+    def rehearse(self) -> Path:
+        """Take the run's first steps, tell what the whole will take and write nothing."""
+        window, batches = self._window(), self._batches(0, rehearsal.STEPS)
+        self._engine.train()
+        self._step(0, batches, window)
+        window = self._window()
+        for step in range(1, rehearsal.STEPS):
+            self._step(step, batches, window)
+        figures, seconds = window.close()
+        measured = rehearsal.Measured(seconds / (rehearsal.STEPS - 1), figures["train/tokens_per_s"])
+        rehearsal.tell(self._settings, self._parts, self._plan, measured)
+        return self._run / BEST_DIR
+
+    def _window(self) -> "_Window":
+        return _Window(self._names, self._settings.hidden, self._device)
+
+    def _batches(self, first: int, last: int) -> Iterator[AlignBatch]:
+        """This process's micro-batches of optimiser steps `first` ... `last - 1`."""
         numbers = micro_batches(
-            start * self._plan.accumulation,
-            self._plan.steps * self._plan.accumulation,
+            first * self._plan.accumulation,
+            last * self._plan.accumulation,
             batch=self._settings.per_device_train_batch_size,
             rank=rank(),
             world=world_size(),
         )
-        batches = training_loader(
-            self._parts.stream, self._parts.collator, numbers, self._settings.dataloader_num_workers
-        )
+        workers = self._settings.dataloader_num_workers
+        return training_loader(self._parts.stream, self._parts.collator, numbers, workers)
+
+    def _train(self, start: int, window: "_Window") -> Path:
+        self._introduce(start)
+        writer = MetricsWriter(self._run, self._settings.report_to, resume_step=start)
+        batches, began = self._batches(start, self._plan.steps), time.monotonic()
         self._engine.train()
         with progress(self._plan.steps, "stage one") as bar:
             bar.start_at(start)
@@ -146,8 +171,15 @@ class AlignTrainer:
                     writer.log(done, self._log_line(step, window))
                 bar.advance(1, f"loss {window.last_loss:.3f}")
                 self._milestones(done, writer, window)
+                if done == start + TIMED_STEPS < self._plan.steps:
+                    self._forecast(done, time.monotonic() - began)
         writer.close()
         return self._finish()
+
+    def _forecast(self, done: int, seconds: float) -> None:
+        left = (self._plan.steps - done) * seconds / TIMED_STEPS
+        end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
+        logger.info(f"{seconds / TIMED_STEPS:.2f} s a step so far: {duration(left)} to go, until {end}")
 
     def _step(self, step: int, batches: Iterator[AlignBatch], window: "_Window") -> None:
         """One optimiser step: all its micro-batches forward and backward, then the update."""

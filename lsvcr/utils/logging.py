@@ -158,9 +158,9 @@ class Progress(Generic[T]):
         self._told = time.monotonic()
         done = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
         seconds, steps = self._told - self._started, self._done - self._first
-        parts = [f"{self._description}: {done}", f"{_duration(seconds)} so far"]
+        parts = [f"{self._description}: {done}", f"{duration(seconds)} so far"]
         if self._total is not None and steps > 0 and self._done < self._total:
-            parts.append(f"{_duration(seconds / steps * (self._total - self._done))} left")
+            parts.append(f"{duration(seconds / steps * (self._total - self._done))} left")
         if self._note:
             parts.append(self._note)
         get_logger(_ROOT).info(", ".join(parts))
@@ -241,7 +241,8 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `40 s`, `5 min`, `3 h 05 min`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

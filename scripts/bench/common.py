@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from lsvcr.utils.memory import peak_bytes
+
 ROOT = Path(__file__).resolve().parents[2]
 GB = 1e9
 
@@ -47,14 +49,8 @@ def run_child(words: Sequence[str]) -> Child:
 
 
 def own_peak_gb() -> float:
-    """The largest resident memory of this process since it began to run its program.
-
-    What the system says of an ended child counts the memory of the process that started it too, if that was larger.
-    """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024 / GB
-    raise SystemExit("this system does not tell a process its largest resident memory")
+    """The largest resident memory of this process."""
+    return peak_bytes() / GB
 
 
 def machine() -> dict[str, Any]:

@@ -16,25 +16,29 @@ from lsvcr.utils.precision import compute_dtype
 LIBRARIES = 450_000_000
 """Bytes that a process holds after importing Python, torch, transformers and DeepSpeed, measured."""
 
-STATE = 16
-"""Bytes a trained parameter: gradient, master weight and AdamW's two moments, all float32 (one process; under ZeRO-2
-several processes share the last three)."""
+STATE, SHARED_STATE = 4, 12
+"""Bytes a trained parameter: its gradient, and master weight with AdamW's two moments, which the processes share
+(ZeRO-2); all float32."""
 
 
-def stage_one_memory(config: PretrainedConfig, settings: AlignSettings, tokens: int) -> dict[str, Any]:
+def stage_one_memory(
+    config: PretrainedConfig, settings: AlignSettings, tokens: int, processes: int = 1
+) -> dict[str, Any]:
     """Parameters and bytes of one process.
 
     - Weights: LLM, LoRA and heads in the precision of the run.
-    - Training state: `STATE` bytes for each parameter of LoRA and heads.
+    - Training state: `STATE` bytes for each parameter of LoRA and heads, and its part of `SHARED_STATE`.
     - Activations of `tokens` tokens: a layer keeps about 16 h + 8 m numbers a token (h: hidden size, m: inner size),
-      LoRA's and what the allocator holds included; fitted to runs of SmolLM2-135M. With checkpointing every layer's
-      input (h) and what two layers keep; without, every layer's and one more.
+      LoRA's included; fitted to runs of SmolLM2-135M. With full checkpointing every layer keeps its input (h), with
+      selective the results of its products (6 h + 2 m); the layer at work keeps all.
     - Vocabulary logits of the responses, three times in float32 (values, probabilities, gradient).
+    - What the allocator loses between blocks of different sizes is not in it; docs/results.md has measured peaks.
 
     Args:
         config: of the LLM; left as it is.
         settings: of the run.
         tokens: read in one micro-step, the longest.
+        processes: of the run.
     """
     own = type(config).from_dict(config.to_dict())
     truncate(own, settings.llm_layers)
@@ -46,18 +50,15 @@ def stage_one_memory(config: PretrainedConfig, settings: AlignSettings, tokens: 
         heads = _heads(settings, int(own.get_text_config().hidden_size))
     text = own.get_text_config()
     width = compute_dtype(settings.bf16).itemsize
-    layer = tokens * (16 * text.hidden_size + 8 * text.intermediate_size) * width
-    layers = text.num_hidden_layers
-    kept = (
-        layers * tokens * text.hidden_size * width + layer
-        if settings.gradient_checkpointing
-        else layers * layer
-    )
+    whole = 16 * text.hidden_size + 8 * text.intermediate_size
+    kept = {"full": text.hidden_size, "selective": 6 * text.hidden_size + 2 * text.intermediate_size}
+    layer = kept[settings.recompute] if settings.gradient_checkpointing else whole
     responses = settings.per_device_train_batch_size * settings.max_target_length
     parts = {
         "weights_bytes": (llm + lora + heads) * width,
-        "training_state_bytes": (lora + heads) * STATE,
-        "activation_bytes": kept + layer + 3 * responses * text.vocab_size * 4,
+        "training_state_bytes": (lora + heads) * (STATE + SHARED_STATE // processes),
+        "activation_bytes": tokens * (text.num_hidden_layers * layer + whole) * width
+        + 3 * responses * text.vocab_size * 4,
         "libraries_bytes": LIBRARIES,
     }
     return {
