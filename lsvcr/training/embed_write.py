@@ -27,6 +27,8 @@ _PARTS = "parts"
 _STATE = "state.json"
 _MOVES = "moves.json"
 
+GIGABYTE = 1e9
+
 _log = get_logger(__name__)
 
 
@@ -113,7 +115,7 @@ def check_space(work: Work, missing: int) -> None:
     work.needed = missing
     free = shutil.disk_usage(work.folder).free
     if missing > free:
-        raise UserError(_full(work, f"{free / 1e9:.3f} GB are free"))
+        raise UserError(_full(work, f"{free / GIGABYTE:.3f} GB are free"))
 
 
 def publish(
@@ -203,7 +205,7 @@ def _leave(work: Work) -> None:
 
 
 def _full(work: Work, reason: str | None) -> str:
-    needed = f"{work.needed / 1e9:.3f} GB of vectors" if work.needed else "the vectors"
+    needed = f"{work.needed / GIGABYTE:.3f} GB of vectors" if work.needed else "the vectors"
     return (
         f"{work.folder.parent}: no space for {needed} ({reason}): free some or give another --output_dir. "
         + _kept(work)
