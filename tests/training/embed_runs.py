@@ -30,9 +30,9 @@ def settings(data, out="", checkpoint="none", **others):
     )
 
 
-def write_checkpoint(folder, **changed):
+def write_checkpoint(folder, seed=3, **changed):
     """A stage-one checkpoint whose adapter and head are random but not zero; the first LLM layer only."""
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     folder.mkdir(parents=True)
     model = add_lora(load_llm(TINY, dtype=torch.float32, llm_layers=1)[0], r=2, alpha=16, dropout=0.1)
     for name, parameter in model.named_parameters():
