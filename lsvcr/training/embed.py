@@ -282,7 +282,7 @@ def _join(
     for task in tasks:
         job, merger = task.job, Merger(task.plan, task.parts)
         for name, width in job.widths(embedder).items():
-            old = None if earlier is None else earlier.vectors[name]
+            old = None if earlier is None else earlier.folder / name
             vectors[name] = merger.write(work.folder / name, width, old)
             _tell(target / name, task.plan, vectors[name])
         # The plan keeps the file mapped whatever its name.

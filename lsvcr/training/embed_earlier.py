@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lsvcr.data.vectors import described, load_embeddings, read_manifest
+from lsvcr.data.vectors import described, read_manifest
+from lsvcr.schema import EMBEDDINGS_MANIFEST_FILE
 from lsvcr.training.embed_shared import CHUNK
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import load_npy, sha256_file, sha256_text
@@ -23,10 +24,12 @@ none of them: they change a vector by rounding."""
 
 @dataclass(frozen=True)
 class Earlier:
-    """An export that fits: by file name, its vectors; by name of the keys' file, its keys."""
+    """An export that fits."""
 
-    vectors: Mapping[str, np.ndarray]
+    folder: Path
+    """Holds its files of vectors. They are mapped where they are read, a slice at a time."""
     keys: Mapping[str, np.ndarray]
+    """By name of the keys' file, its keys, see `Plan.keys`."""
     stamp: str
     """A hash of all that it holds."""
 
@@ -51,7 +54,7 @@ def open_earlier(folder: Path, files: Mapping[str, str], about: Mapping[str, Any
     Raises:
         UserError: a file is missing or damaged, or comes from another checkpoint or other settings.
     """
-    vectors, keys, stamp = {}, {}, ""
+    keys, stamp = {}, ""
     for name, keys_name in files.items():
         entry = described(folder / name)
         if entry is None or not (folder / name).is_file():
@@ -65,10 +68,15 @@ def open_earlier(folder: Path, files: Mapping[str, str], about: Mapping[str, Any
                 f"--only_new: {folder / name} was made by another checkpoint or with other settings "
                 f"({'; '.join(other)}): leave --only_new out"
             )
-        vectors[name] = load_embeddings(folder, name, int(entry["rows"]))
+        # All finite when it was written, so its hash says all; reading, unlike mapping, holds nothing.
+        if sha256_file(folder / name) != entry["sha256"]:
+            raise UserError(
+                f"--only_new: {folder / name} is not the file that {EMBEDDINGS_MANIFEST_FILE} beside it describes: "
+                "leave --only_new out this once"
+            )
         keys[keys_name] = _open_keys(folder, keys_name, entry)
         stamp += entry["sha256"]
-    return Earlier(vectors, keys, sha256_text(stamp))
+    return Earlier(folder, keys, sha256_text(stamp))
 
 
 def earlier_rows(old: np.ndarray, new: np.ndarray) -> np.ndarray:

@@ -38,11 +38,11 @@ class Merger:
         self._times = np.zeros(texts, dtype=np.uint8)
         np.add.at(self._times, plan.order, 1)
 
-    def write(self, path: Path, width: int, earlier: np.ndarray | None) -> dict[str, Any]:
+    def write(self, path: Path, width: int, earlier: Path | None) -> dict[str, Any]:
         """Write a file of vectors, (n_rows, width) float32, to `path`, whose name is the file's.
 
         Args:
-            earlier: the same file of the earlier export, if rows are taken from there.
+            earlier: the file of the earlier export from which rows are taken, if there is one.
 
         Returns:
             What `embeddings.json` says of it: rows, width, sha256, empty_texts, zero_rows (row 0 not counted) and
@@ -81,7 +81,7 @@ class Merger:
         }
 
     def _rows(
-        self, name: str, width: int, start: int, stop: int, earlier: np.ndarray | None, written: np.ndarray
+        self, name: str, width: int, start: int, stop: int, earlier: Path | None, written: np.ndarray
     ) -> np.ndarray:
         """Rows [start, stop) of the file, counted in `written`."""
         source = np.asarray(self._plan.source[start:stop])
@@ -90,7 +90,7 @@ class Merger:
         times[source == EMPTY] += 1
         old = np.flatnonzero(kept(source) >= 0)
         if earlier is not None and len(old):
-            rows[old] = earlier[kept(source[old])]
+            rows[old] = np.load(earlier, mmap_mode="r")[kept(source[old])]
             times[old] += 1
         read = np.flatnonzero(source >= 0)
         texts = source[read]

@@ -20,7 +20,7 @@ WINDOW = 65_536
 """Distinct texts, by first appearance, that are sorted by length together. Those of a part come from one window,
 so reading them touches a few neighbouring row groups and not the whole file."""
 PART_TOKENS = (4096, 1 << 18)
-"""Fewest and most tokens of a part; between them 1/256 of all tokens, so that processes have equal shares."""
+"""Fewest and most tokens of a part; between them 1/128 of all tokens, so that processes have equal shares."""
 PART_TEXTS, PART_BYTES = 16_384, 1 << 26
 """Most texts of a part, and most bytes of its vectors, which one process holds in memory."""
 EMPTY = -1
@@ -237,7 +237,7 @@ def cut(lengths: np.ndarray, vector_bytes: int) -> tuple[np.ndarray, np.ndarray,
         `order`, `units` and `tokens` of `Plan`.
     """
     low, high = PART_TOKENS
-    most_tokens = min(max(int(lengths.sum(dtype=np.int64)) // 256, low), high)
+    most_tokens = min(max(int(lengths.sum(dtype=np.int64)) // 128, low), high)
     most_texts = max(1, min(PART_TEXTS, PART_BYTES // vector_bytes))
     orders, units, tokens = [np.empty(0, dtype=np.int32)], [0], []
     for begin in range(0, len(lengths), WINDOW):

@@ -243,6 +243,20 @@ def test_an_output_folder_that_cannot_be_made(tiny_dataset, tmp_path):
         embed(settings(tiny_dataset.root, tmp_path / "file" / "out"))
 
 
+@pytest.mark.parametrize("action", ["mkdir", "touch"])
+def test_an_output_folder_without_the_right_to_write(tiny_dataset, tmp_path, monkeypatch, action):
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    encoded = count_texts(monkeypatch)
+    monkeypatch.setattr(embed_write.Path, action, refused)
+    with pytest.raises(
+        UserError, match=r"cannot write to .*out .Permission denied.: give another --output_dir"
+    ):
+        embed(settings(tiny_dataset.root, tmp_path / "out"))
+    assert not encoded
+
+
 def test_an_output_folder_that_other_machines_do_not_see(tmp_path, monkeypatch):
     monkeypatch.setattr(embed_write, "is_main", lambda: False)
     with pytest.raises(UserError, match="all machines share"), embed_write.work_folder(tmp_path):
