@@ -142,7 +142,8 @@ def publish(
         "files": {**earlier["files"], **{name: {**about, **entry} for name, entry in vectors.items()}},
         "keys": {**earlier["keys"], **{name: dict(entry) for name, entry in keys.items()}},
     }
-    names = [*vectors, *keys]
+    # Vectors last: scripts take the last file of vectors for the sign that all are there.
+    names = [*keys, *vectors]
     for name in names:
         with open(work.folder / name, "rb") as stream:
             os.fsync(stream.fileno())
