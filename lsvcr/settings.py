@@ -224,6 +224,12 @@ class EmbedSettings:
         0, "tokens (padding included) of a batch; 0 = 1024 on a CPU, 16384 on a GPU"
     )
     bf16: bool | None = option(None, "compute in bfloat16; auto: where the processor has instructions for it")
+    only_new: bool = option(
+        False,
+        "take the vectors of unchanged titles and comments from an earlier export, read only the others",
+    )
+    earlier_dir: str = option("", "with --only_new: folder of the earlier export; empty = output_dir")
+    overwrite: bool = option(False, "make files again that are finished and up to date")
 
 
 @dataclass

@@ -1,20 +1,33 @@
-"""Which text is encoded when, and by whom: decided from the texts alone, before any model runs.
+"""Which text is read when: decided from texts, settings and an earlier export alone, before any vector is made.
 
-The plan is the same for any number of processes, and so are the batches; processes only share them out. Texts
-are read in chunks: at no time is there a Python list of all of them.
+The plan is the same for any number of processes, and so is every part of the work; processes only share them out.
+All of it lies in arrays on disk: at no time is there a Python list of all texts, of all ids or of all rows.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from lsvcr.llm.encoder import token_budget_batches
-from lsvcr.utils.distributed import gather_rows, rank, world_size
+from lsvcr.training import embed_shared
+from lsvcr.training.embed_shared import load, of_main, shared
+from lsvcr.utils.logging import progress
 
-CHUNK_TEXTS = 8192
+WINDOW = 65_536
+"""Distinct texts, by first appearance, that are sorted by length together. Those of a part come from one window,
+so reading them touches a few neighbouring row groups and not the whole file."""
+PART_TOKENS = (4096, 1 << 18)
+"""Fewest and most tokens of a part; between them 1/128 of all tokens, so that processes have equal shares."""
+PART_TEXTS, PART_BYTES = 16_384, 1 << 26
+"""Most texts of a part, and most bytes of its vectors, which one process holds in memory."""
+EMPTY = -1
+"""In `Plan.source`: a row without text."""
+_KEPT = -2
+
+_ARRAYS = ("source", "first", "order", "units", "tokens")
 
 
 class TextTable(Protocol):
@@ -22,119 +35,221 @@ class TextTable(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, indices: Sequence[int] | np.ndarray) -> list[str]:
-        """The texts of `indices`, in that order."""
+    def take(self, rows: np.ndarray) -> list[str]:
+        """The texts of `rows`, in that order."""
+
+    def raw_ids(self, rows: np.ndarray) -> list[Any]:
+        """The ids of `rows` in the raw files."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one table of texts is embedded. K distinct texts are numbered by first appearance."""
+    """How one table of texts is embedded. K distinct texts are to be read, numbered by first appearance."""
 
-    n_rows: int
-    """Rows of the table, row 0 included."""
+    keys: np.ndarray
+    """(3, n_rows) uint64: a hash of each row's raw id, and two of its text; zeros for an empty one."""
+    source: np.ndarray
+    """(n_rows,) int32: where a row's vector comes from: the number of a text to read, EMPTY, or see `kept`."""
     first: np.ndarray
-    """(K,) int64: the row each distinct text first stands in."""
+    """(K,) int32: the row each distinct text first stands in."""
     lengths: np.ndarray
-    """(K,) int32: its tokens."""
-    rows: np.ndarray
-    """int64: all rows with text, those of distinct text 0 first, then those of 1, ..."""
-    offsets: np.ndarray
-    """(K + 1,) int64: the rows of distinct text k are `rows[offsets[k] : offsets[k + 1]]`."""
-    batches: list[np.ndarray]
-    """Distinct texts of each batch, longest first."""
+    """(K,) int32: its tokens; 0 for a text in which the tokeniser finds nothing, whose vector is zero."""
+    order: np.ndarray
+    """int32: the texts with tokens in the order in which they are read, part by part."""
+    units: np.ndarray
+    """(U + 1,) int64: part u reads `order[units[u] : units[u + 1]]`."""
+    tokens: np.ndarray
+    """(U,) int64: tokens of each part."""
 
-    def share(self, of: int, processes: int) -> list[np.ndarray]:
-        """The batches of process `of`. Each costs about the same tokens, so dealing them out is fair."""
-        return self.batches[of::processes]
+    @property
+    def n_rows(self) -> int:
+        """Rows of the table, row 0 included."""
+        return len(self.source)
 
-    def tokens(self, batches: list[np.ndarray]) -> int:
-        """Real tokens in `batches`."""
-        return int(sum(int(self.lengths[batch].sum()) for batch in batches))
+    @property
+    def n_units(self) -> int:
+        """Parts."""
+        return len(self.tokens)
 
-    def scatter(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Table rows of distinct `texts` (n,), and for each of these rows its place in `texts`."""
-        counts = self.offsets[texts + 1] - self.offsets[texts]
-        place = np.repeat(np.arange(len(texts)), counts)
-        within = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return self.rows[self.offsets[texts][place] + within], place
+    def texts(self, unit: int) -> np.ndarray:
+        """The texts of a part, longest first."""
+        return np.asarray(self.order[self.units[unit] : self.units[unit + 1]])
 
 
-def make_plan(texts: TextTable, count_tokens: Callable[[list[str]], list[int]], budget: int) -> Plan:
-    """Read all texts twice, in chunks: to find the distinct ones, and to count the tokens of those.
+def kept(source: np.ndarray) -> np.ndarray:
+    """For entries of `Plan.source`: the row of the earlier export the vector is taken from, below 0 for none."""
+    return _KEPT - source
 
-    Both passes are shared out over the processes; every process gets the whole plan.
+
+def make_plan(
+    work: Path,
+    name: str,
+    texts: TextTable,
+    count_tokens: Callable[[list[str]], list[int]],
+    vector_bytes: int,
+    earlier_rows: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Plan:
+    """Read all texts, in slices, to find the distinct ones, and those to be read once more to count tokens.
+
+    Both passes are shared out over the processes. Every process must call this and gets the whole plan.
 
     Args:
+        work: folder that all processes see; receives the plan's arrays.
+        name: of the table, for files and progress lines.
         texts: the table.
         count_tokens: tokens of each of the given texts.
-        budget: tokens of a batch, padding included.
+        vector_bytes: bytes of one text's vectors.
+        earlier_rows: gives the row of an earlier export for each row of `keys`, -1 for none; asked on the first
+            process only.
+
+    Raises:
+        OSError: there is no space for the arrays.
     """
-    number, first = _number_distinct(_digests(texts))
-    lengths = _lengths(texts, first, count_tokens)
-    order = np.argsort(number, kind="stable")
-    rows = order[np.count_nonzero(number < 0) :]
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(number[rows], minlength=len(first)))])
-    return Plan(
-        n_rows=len(texts),
-        first=first,
-        lengths=lengths,
-        rows=rows,
-        offsets=offsets.astype(np.int64),
-        batches=token_budget_batches(lengths, budget),
+    # Rows are counted in 32 bits here, as in the dataset.
+    assert len(texts) < 1 << 31
+    with progress(len(texts), f"reading {name}") as bar:
+
+        def digest(low: int, high: int) -> np.ndarray:
+            found = _digests(texts, low, high)
+            bar.advance(high - low)
+            return found
+
+        keys = shared(work, f"{name}-keys", (3, len(texts)), np.uint64, digest)
+
+    def sources() -> dict[str, np.ndarray]:
+        number, first = number_distinct(keys[1], keys[2])
+        if earlier_rows is not None:
+            number, first = _without_known(number, first, earlier_rows(keys))
+        return {f"{name}-source": number, f"{name}-first": first}
+
+    of_main(work, sources, (f"{name}-source", f"{name}-first"))
+    first = load(work, f"{name}-first")
+    with progress(len(first), f"counting tokens of {name}") as bar:
+
+        def count(low: int, high: int) -> np.ndarray:
+            found = np.array(count_tokens(texts.take(first[low:high])), dtype=np.int32)
+            bar.advance(high - low)
+            return found
+
+        lengths = shared(work, f"{name}-lengths", (len(first),), np.int32, count)
+    names = ("order", "units", "tokens")
+    of_main(
+        work,
+        lambda: {
+            f"{name}-{part}": array for part, array in zip(names, cut(lengths, vector_bytes), strict=True)
+        },
+        tuple(f"{name}-{part}" for part in names),
     )
+    arrays = {part: load(work, f"{name}-{part}") for part in _ARRAYS}
+    return Plan(keys=keys, lengths=lengths, **arrays)
 
 
-def _my_slice(total: int) -> tuple[int, int]:
-    """This process's part of `total` things, in order."""
-    return total * rank() // world_size(), total * (rank() + 1) // world_size()
+def _digests(texts: TextTable, low: int, high: int) -> np.ndarray:
+    """(3, n) uint64 for rows [low, high): 64 bits for the raw id, 128 for the text.
 
-
-def _chunks(start: int, stop: int) -> list[tuple[int, int]]:
-    return [(at, min(at + CHUNK_TEXTS, stop)) for at in range(start, stop, CHUNK_TEXTS)]
-
-
-def _digests(texts: TextTable) -> np.ndarray:
-    """(n, 2) uint64: 128 bits that stand for each text (16 million texts: a clash has odds of 1 in 10^24).
-
-    Zeros for texts of nothing but white space.
+    16 million texts: that two of them share 128 bits has odds of 1 in 10^24. A shared id hash costs nothing but
+    one text that is read again. Row 0 and texts of nothing but white space have zeros.
     """
-    start, stop = _my_slice(len(texts))
-    mine = np.zeros((stop - start, 2), dtype=np.uint64)
-    for low, high in _chunks(start, stop):
-        digests = b"".join(map(_digest, texts.take(np.arange(low, high))))
-        mine[low - start : high - start] = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
-    # The process group carries signed integers.
-    return gather_rows(np.arange(start, stop), mine.view(np.int64))[1].view(np.uint64)
+    rows = np.arange(low, high)
+    ids = b"".join(_digest(str(raw), 8) for raw in texts.raw_ids(rows))
+    digests = b"".join(_digest(text, 16) if text.strip() else bytes(16) for text in texts.take(rows))
+    found = np.empty((3, high - low), dtype=np.uint64)
+    found[0] = np.frombuffer(ids, dtype="<u8")
+    found[1:] = np.frombuffer(digests, dtype="<u8").reshape(-1, 2).T
+    return found
 
 
-def _digest(text: str) -> bytes:
-    if not text.strip():
-        return bytes(16)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def _digest(text: str, size: int) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).digest()
 
 
-def _number_distinct(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number of each row's text (n,) int64, -1 for none, and the first row of each number (K,) int64."""
-    order = np.lexsort((digests[:, 1], digests[:, 0]))
-    ordered = digests[order]
-    starts = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])
-    group = np.empty(len(digests), dtype=np.int64)
-    group[order] = np.cumsum(starts) - 1
+def number_distinct(high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number texts by first appearance.
+
+    Args:
+        high: (n,) uint64, one half of each text's digest; 0 in both halves is no text.
+        low: (n,) uint64, the other half.
+
+    Returns:
+        The number of each row's text (n,) int32, EMPTY for none, and the first row of each number (K,) int32.
+    """
+    order = np.argsort(high, kind="stable").astype(np.int32)
+    starts, clash = _group_starts(high, low, order)
+    if clash:
+        # Two texts share 64 bits: one in 10^5 tables of 16 million. Sorting by all 128 takes more memory.
+        order = np.lexsort((low, high)).astype(np.int32)
+        starts = _group_starts(high, low, order)[0]
     # The sort is stable: a group's first entry is the text's first row.
     firsts = order[starts]
-    has_text = digests[firsts].any(axis=1)
-    by_appearance = np.argsort(np.where(has_text, firsts, len(digests) + 1), kind="stable")
-    number = np.empty(len(firsts), dtype=np.int64)
-    number[by_appearance] = np.arange(len(firsts))
-    number[~has_text] = -1
-    return number[group], firsts[by_appearance][: int(has_text.sum())]
+    group = np.cumsum(starts, dtype=np.int32) - 1
+    has_text = (high[firsts] != 0) | (low[firsts] != 0)
+    by_appearance = np.argsort(np.where(has_text, firsts, np.iinfo(np.int32).max), kind="stable")
+    number_of = np.empty(len(firsts), dtype=np.int32)
+    number_of[by_appearance] = np.arange(len(firsts), dtype=np.int32)
+    number_of[~has_text] = EMPTY
+    number = np.empty(len(order), dtype=np.int32)
+    number[order] = number_of[group]
+    return number, firsts[by_appearance][: int(has_text.sum())]
 
 
-def _lengths(
-    texts: TextTable, first: np.ndarray, count_tokens: Callable[[list[str]], list[int]]
-) -> np.ndarray:
-    start, stop = _my_slice(len(first))
-    mine = np.zeros(stop - start, dtype=np.int32)
-    for low, high in _chunks(start, stop):
-        mine[low - start : high - start] = count_tokens(texts.take(first[low:high]))
-    return gather_rows(np.arange(start, stop), mine)[1]
+def _group_starts(high: np.ndarray, low: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, bool]:
+    """(n,) bool: where in `order` another text begins; and whether texts that differ share their high half."""
+    starts, clash = np.ones(len(order), dtype=bool), False
+    for begin in range(1, len(order), embed_shared.CHUNK):
+        here = order[begin : begin + embed_shared.CHUNK]
+        before = order[begin - 1 : begin - 1 + len(here)]
+        other_high, other_low = high[here] != high[before], low[here] != low[before]
+        clash |= bool((other_low & ~other_high).any())
+        starts[begin : begin + len(here)] = other_high | other_low
+    return starts, clash
+
+
+def _without_known(
+    number: np.ndarray, first: np.ndarray, earlier: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take the vectors of texts that an earlier export has from there, and number only the others.
+
+    Args:
+        number, first: as `number_distinct` returns them.
+        earlier: (n,) int32, the row of the earlier export that has each row's id and text; -1 for none.
+    """
+    known = np.full(len(first), -1, dtype=np.int32)
+    there = (earlier >= 0) & (number != EMPTY)
+    # A text that is known anywhere is known everywhere: equal texts have equal vectors.
+    known[number[there]] = earlier[there]
+    is_new = known < 0
+    new_number = np.cumsum(is_new, dtype=np.int32) - 1
+    source_of = np.where(is_new, new_number, _KEPT - known)
+    source = np.full(len(number), EMPTY, dtype=np.int32)
+    has_text = number != EMPTY
+    source[has_text] = source_of[number[has_text]]
+    return source, first[is_new]
+
+
+def cut(lengths: np.ndarray, vector_bytes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut texts into parts of similar cost and similar length, independent of processes and token budget.
+
+    Args:
+        lengths: (K,) int32, tokens of each text; texts without tokens are in no part.
+        vector_bytes: bytes of one text's vectors.
+
+    Returns:
+        `order`, `units` and `tokens` of `Plan`.
+    """
+    low, high = PART_TOKENS
+    most_tokens = min(max(int(lengths.sum(dtype=np.int64)) // 128, low), high)
+    most_texts = max(1, min(PART_TEXTS, PART_BYTES // vector_bytes))
+    orders, units, tokens = [np.empty(0, dtype=np.int32)], [0], []
+    for begin in range(0, len(lengths), WINDOW):
+        window = np.asarray(lengths[begin : begin + WINDOW])
+        order = np.argsort(-window, kind="stable")[: np.count_nonzero(window)]
+        sums = np.concatenate([[0], np.cumsum(window[order], dtype=np.int64)])
+        start = 0
+        while start < len(order):
+            enough = int(np.searchsorted(sums, sums[start] + most_tokens, side="right")) - 1
+            stop = max(start + 1, min(enough, start + most_texts))
+            tokens.append(int(sums[stop] - sums[start]))
+            units.append(units[-1] + stop - start)
+            start = stop
+        orders.append((order + begin).astype(np.int32))
+    return np.concatenate(orders), np.array(units, dtype=np.int64), np.array(tokens, dtype=np.int64)

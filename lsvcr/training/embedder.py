@@ -1,5 +1,6 @@
 """What turns texts into vectors once stage one is over: the LLM, its adapter and the embedding head."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,7 @@ def _embedder(
         "width": hidden_size(model) if head is None else head.outer.out_features,
         "llm": unwrap(model).name_or_path,
         "llm_layers": n_layers(unwrap(model).config),
+        "weights": _weights_digest({"llm": backbone(model), "head": head}),
         "parent": parent,
         "max_text_length": length,
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -166,6 +168,22 @@ def _embedder(
         max_text_length=length,
         about=about,
     )
+
+
+def _weights_digest(modules: dict[str, nn.Module | None]) -> str:
+    """A hash of names, shapes and 64 evenly spaced values of every parameter.
+
+    Another training changes almost every value, so that few of them tell the weights apart, whatever folder they
+    come from; hashing all would take minutes of a large LLM.
+    """
+    digest = hashlib.sha256()
+    for part, module in modules.items():
+        for name, weights in [] if module is None else sorted(module.named_parameters()):
+            flat = weights.detach().reshape(-1)
+            spaced = torch.linspace(0, max(0, len(flat) - 1), min(64, len(flat)), dtype=torch.float64)
+            values = flat[spaced.long().to(flat.device)].float().cpu().numpy()
+            digest.update(f"{part} {name} {tuple(weights.shape)}\n".encode() + values.tobytes())
+    return digest.hexdigest()
 
 
 def _stage_one_settings(source: Path, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,7 @@
-"""Embedding a dataset: the right vector in the right row, on any number of processes, whole or not at all."""
+"""Embedding a dataset: the right vector in the right row, or an error that says what to do."""
 
 import errno
 import json
-import os
-import signal
-import subprocess
-import sys
-from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +11,7 @@ from lsvcr.data.vectors import load_embeddings
 from lsvcr.llm.encoder import encode_inference, tokenize
 from lsvcr.llm.families import backbone
 from lsvcr.llm.loading import TINY, load_llm
-from lsvcr.llm.lora import add_lora, load_adapter, save_adapter
+from lsvcr.llm.lora import load_adapter
 from lsvcr.models import checkpoint as checkpoints
 from lsvcr.models.sr import EmbeddingHead
 from lsvcr.schema import (
@@ -25,27 +19,20 @@ from lsvcr.schema import (
     BEST_DIR,
     COMMENT_EMBEDDINGS_FILE,
     COMMENT_FULL_EMBEDDINGS_FILE,
+    COMMENT_KEYS_FILE,
     EMBEDDINGS_MANIFEST_FILE,
     MANIFEST_FILE,
     VIDEO_EMBEDDINGS_FILE,
     VIDEO_FULL_EMBEDDINGS_FILE,
+    VIDEO_KEYS_FILE,
 )
-from lsvcr.settings import AlignSettings, EmbedSettings
-from lsvcr.training import embed_plan, embed_write, embedder
+from lsvcr.training import embed_plan, embed_shared, embed_write, embedder
 from lsvcr.training.embed import embed
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import sha256_file
+from tests.training.embed_runs import WIDTH, count_texts, names, settings, write_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
-WIDTH = 16
-
-
-def settings(data, out="", checkpoint="none", **others):
-    name = TINY if checkpoint == "none" else ""
-    defaults = {"model_name_or_path": name, "bf16": False, "text_token_budget": 256}
-    return EmbedSettings(
-        data_path=str(data), output_dir=str(out), checkpoint=str(checkpoint), **{**defaults, **others}
-    )
+KEYS = [COMMENT_KEYS_FILE, VIDEO_KEYS_FILE]
 
 
 @pytest.fixture(scope="module")
@@ -56,32 +43,14 @@ def run(tmp_path_factory):
     return folder
 
 
-def write_checkpoint(folder, **changed):
-    torch.manual_seed(3)
-    folder.mkdir(parents=True)
-    model = add_lora(load_llm(TINY, dtype=torch.float32, llm_layers=1)[0], r=2, alpha=16, dropout=0.1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    save_adapter(model, folder / ADAPTER_DIR)
-    head = checkpoints.with_prefix("head.", EmbeddingHead(32, WIDTH).state_dict())
-    trained = asdict(AlignSettings(model_name_or_path=TINY, llm_layers=1))
-    manifest = {"kind": "stage-one", "settings": trained, **changed}
-    checkpoints.save_into(folder, {**head, "contrast.weight": torch.zeros(2, 2)}, manifest)
-
-
 def all_texts(dataset):
     return list(dataset.titles()), list(dataset.contents())
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_untuned_rows_are_the_mean_states_of_their_texts(tiny_dataset, tiny_llm, tmp_path):
     out = embed(settings(tiny_dataset.root, tmp_path / "out"))
     assert names(out) == sorted(
-        [COMMENT_FULL_EMBEDDINGS_FILE, EMBEDDINGS_MANIFEST_FILE, VIDEO_FULL_EMBEDDINGS_FILE]
+        [COMMENT_FULL_EMBEDDINGS_FILE, EMBEDDINGS_MANIFEST_FILE, VIDEO_FULL_EMBEDDINGS_FILE, *KEYS]
     )
     model, tokenizer = tiny_llm
     for name, texts in zip(
@@ -111,8 +80,50 @@ def test_description(tiny_dataset, run, tmp_path):
         COMMENT_EMBEDDINGS_FILE: (comments, WIDTH),
         COMMENT_FULL_EMBEDDINGS_FILE: (comments, 32),
     }
-    for name, entry in found["files"].items():
+    assert sorted(found["keys"]) == KEYS
+    for name, entry in [*found["files"].items(), *found["keys"].items()]:
         assert entry["sha256"] == sha256_file(tmp_path / name)
+
+
+def test_statistics_of_the_norms_are_told_and_written_down(tiny_dataset, tmp_path, capsys):
+    embed(settings(tiny_dataset.root, tmp_path))
+    said = capsys.readouterr().err
+    entries = json.loads((tmp_path / EMBEDDINGS_MANIFEST_FILE).read_text())["files"]
+    for name, empty in ((VIDEO_FULL_EMBEDDINGS_FILE, 1), (COMMENT_FULL_EMBEDDINGS_FILE, 0)):
+        norms = np.linalg.norm(np.load(tmp_path / name)[1:], axis=1)
+        norms = norms[norms > 0]
+        found = entries[name]["norms"]
+        expected = [norms.min(), np.median(norms), norms.max()]
+        np.testing.assert_allclose([found["min"], found["median"], found["max"]], expected, rtol=1e-6)
+        assert (entries[name]["zero_rows"], entries[name]["empty_texts"]) == (empty, empty)
+        assert f"norms {found['min']:.4g} to {found['max']:.4g}, median {found['median']:.4g}" in said
+
+
+def test_a_dataset_without_comments(tiny_dataset, tmp_path, monkeypatch):
+    from lsvcr.training import embed as module
+
+    class Nothing(list):
+        def take(self, rows):
+            return [self[row] for row in rows]
+
+        raw_ids = take
+
+    jobs = module._jobs
+
+    def without_comments(*args):
+        titles, comments = jobs(*args)
+        return [titles, module.Job(**{**vars(comments), "texts": Nothing([""])})]
+
+    monkeypatch.setattr(module, "_jobs", without_comments)
+    out = embed(settings(tiny_dataset.root, tmp_path))
+    found = load_embeddings(out, COMMENT_FULL_EMBEDDINGS_FILE, 1)
+    assert found.shape == (1, 32) and not found.any()
+    assert (
+        json.loads((out / EMBEDDINGS_MANIFEST_FILE).read_text())["files"][COMMENT_FULL_EMBEDDINGS_FILE][
+            "norms"
+        ]
+        is None
+    )
 
 
 @pytest.mark.parametrize("place", ["", BEST_DIR])
@@ -143,17 +154,12 @@ def test_texts_are_cut_where_stage_one_cut_them_unless_asked(tiny_dataset, tmp_p
     assert json.loads((out / EMBEDDINGS_MANIFEST_FILE).read_text())["max_text_length"] == used
 
 
-def test_budget_changes_nothing_and_repeats_are_encoded_once(tiny_dataset, tmp_path, monkeypatch):
-    encoded = []
-    vectors = embedder.Embedder.vectors
-
-    def counted(self, ids):
-        encoded.extend(map(tuple, ids))
-        return vectors(self, ids)
-
-    monkeypatch.setattr(embedder.Embedder, "vectors", counted)
-    monkeypatch.setattr(embed_plan, "CHUNK_TEXTS", 7)
-    monkeypatch.setattr("lsvcr.training.embed._GROUP_TEXTS", 5)
+def test_budget_and_slices_change_nothing_and_repeats_are_read_once(tiny_dataset, tmp_path, monkeypatch):
+    encoded = count_texts(monkeypatch)
+    monkeypatch.setattr(embed_shared, "CHUNK", 7)
+    monkeypatch.setattr(embed_plan, "WINDOW", 11)
+    monkeypatch.setattr(embed_plan, "PART_TEXTS", 3)
+    monkeypatch.setattr("lsvcr.training.embed_merge._CHUNK_BYTES", 5 * 32 * 4)
     small = embed(settings(tiny_dataset.root, tmp_path / "small", text_token_budget=1))
     titles, comments = all_texts(tiny_dataset)
     assert len(encoded) == len(set(titles) - {""}) + len(set(comments) - {""})
@@ -162,87 +168,8 @@ def test_budget_changes_nothing_and_repeats_are_encoded_once(tiny_dataset, tmp_p
     large = embed(settings(tiny_dataset.root, tmp_path / "large", text_token_budget=0))
     for name in (VIDEO_FULL_EMBEDDINGS_FILE, COMMENT_FULL_EMBEDDINGS_FILE):
         np.testing.assert_allclose(np.load(small / name), np.load(large / name), atol=1e-5)
-
-
-def start(script, tmp_path, *launcher):
-    """Run Python lines in new processes."""
-    path = tmp_path / "script.py"
-    path.write_text(
-        "from lsvcr.settings import EmbedSettings\nfrom lsvcr.training.embed import embed\n" + script
-    )
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *launcher, str(path)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-@pytest.mark.slow
-def test_two_processes_write_the_same_files_as_one(tiny_dataset, run, tmp_path):
-    wanted = settings(tiny_dataset.root, tmp_path / "two", run, full=True)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    ended = start(f"embed({wanted!r})\n", tmp_path, *launcher)
-    assert ended.returncode == 0, ended.stderr
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as torchrun does; sums over more threads round differently
-    try:
-        embed(settings(tiny_dataset.root, tmp_path / "one", run, full=True))
-    finally:
-        torch.set_num_threads(threads)
-    one, two = ({path.name: path.read_bytes() for path in (tmp_path / of).iterdir()} for of in ("one", "two"))
-    assert len(one) == 5
-    assert one == two
-
-
-def test_a_killed_run_changes_nothing_and_the_next_one_cleans_up(tiny_dataset, tmp_path):
-    out = embed(settings(tiny_dataset.root, tmp_path / "out", max_text_length=5))
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    script = f"""
-import os, signal
-from lsvcr.training.embedder import Embedder
-vectors, calls = Embedder.vectors, []
-def dying(self, ids):
-    calls.append(1)
-    if len(calls) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return vectors(self, ids)
-Embedder.vectors = dying
-embed({settings(tiny_dataset.root, out)!r})
-"""
-    assert start(script, tmp_path).returncode == -signal.SIGKILL
-    left = {path.name: path for path in out.iterdir()}
-    assert left.pop(embed_write._WORK).is_dir()
-    assert {name: path.read_bytes() for name, path in left.items()} == before
-    load_embeddings(out, VIDEO_FULL_EMBEDDINGS_FILE, tiny_dataset.n_videos + 1, tiny_dataset.data_hash)
-    embed(settings(tiny_dataset.root, out))
-    assert names(out) == sorted(before)
-    assert (out / VIDEO_FULL_EMBEDDINGS_FILE).read_bytes() != before[VIDEO_FULL_EMBEDDINGS_FILE]
-
-
-@pytest.mark.parametrize("earlier", [True, False])
-def test_killed_between_the_last_moves_is_noticed_by_the_reader(tiny_dataset, tmp_path, monkeypatch, earlier):
-    out = tmp_path / "out"
-    if earlier:
-        embed(settings(tiny_dataset.root, out, max_text_length=5))
-    move = os.replace
-
-    def stop_after_the_titles(source, target):
-        if Path(target).name == COMMENT_FULL_EMBEDDINGS_FILE:
-            raise KeyboardInterrupt
-        move(source, target)
-
-    monkeypatch.setattr(embed_write.os, "replace", stop_after_the_titles)
-    with pytest.raises(KeyboardInterrupt):
-        embed(settings(tiny_dataset.root, out))
-    rows = tiny_dataset.n_comments + 1
-    with pytest.raises(
-        UserError, match="is not the file that embeddings.json" if earlier else "no text vectors"
-    ):
-        load_embeddings(out, COMMENT_FULL_EMBEDDINGS_FILE, rows, tiny_dataset.data_hash)
+    for name in KEYS:
+        assert (small / name).read_bytes() == (large / name).read_bytes()
 
 
 def test_earlier_files_of_other_names_stay_described(tiny_dataset, run, tmp_path):
@@ -258,27 +185,50 @@ def test_earlier_files_of_other_names_stay_described(tiny_dataset, run, tmp_path
     load_embeddings(tmp_path, VIDEO_FULL_EMBEDDINGS_FILE, tiny_dataset.n_videos + 1, tiny_dataset.data_hash)
 
 
-def test_a_text_that_breaks_the_llm_is_named(tiny_dataset, tmp_path, monkeypatch):
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_texts_that_break_the_llm_are_named_with_their_ids(
+    tiny_dataset, tiny_llm, tmp_path, monkeypatch, value
+):
+    comments = all_texts(tiny_dataset)[1]
+    rows = [comments.index(f"what a skill, these {topic}") for topic in ("pasta", "chess")]
+    breaking = tokenize(tiny_llm[1], [comments[row] for row in rows], 64)
     vectors = embedder.Embedder.vectors
 
     def broken(self, ids):
         short, full = vectors(self, ids)
-        return short * float("nan"), full * float("nan")
+        return short, torch.where(torch.tensor([[row in breaking] for row in ids]), value, full)
 
     monkeypatch.setattr(embedder.Embedder, "vectors", broken)
-    with pytest.raises(UserError, match=r"NaN or infinity for number \d+ of the titles \('.*part \d+'\)"):
+    with pytest.raises(UserError) as error:
         embed(settings(tiny_dataset.root, tmp_path / "out"))
-    assert names(tmp_path / "out") == []
+    ids = tiny_dataset.raw_ids("comments")
+    told = [f"comment {ids[row - 1]} ({comments[row]!r})" for row in rows]
+    assert f"NaN or infinity for {', '.join(told)}: try --bf16 False" in str(error.value)
+    assert not (tmp_path / "out" / VIDEO_FULL_EMBEDDINGS_FILE).exists()
 
 
 def test_a_full_disk_stops_before_anything_is_written(tiny_dataset, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(embed_write.os, "posix_fallocate", full)
-    with pytest.raises(UserError, match="no space for .* GB of vectors"):
+    monkeypatch.setattr(embed_shared.os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="no space for the vectors .No space left.*Nothing there has changed"):
         embed(settings(tiny_dataset.root, tmp_path / "out"))
     assert names(tmp_path / "out") == []
+
+
+def test_too_little_space_is_told_before_the_llm_reads_anything(tiny_dataset, tmp_path, monkeypatch):
+    encoded = count_texts(monkeypatch)
+    # 33 and 121 rows, 31 and 16 different texts, each 32 numbers of 4 bytes; told as if they were millions.
+    needed = (33 + 121 + 31 + 16) * 32 * 4
+    monkeypatch.setattr(embed_write, "GIGABYTE", 1e3)
+    usage = type("Usage", (), {"free": needed - 1})
+    monkeypatch.setattr(embed_write.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"no space for 25\.728 GB of vectors .25\.727 GB are free"):
+        embed(settings(tiny_dataset.root, tmp_path / "out"))
+    assert not encoded and names(tmp_path / "out") == []
+    usage.free = needed
+    embed(settings(tiny_dataset.root, tmp_path / "out"))
 
 
 def test_two_runs_into_one_folder(tiny_dataset, tmp_path):
@@ -291,6 +241,20 @@ def test_an_output_folder_that_cannot_be_made(tiny_dataset, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--output_dir"):
         embed(settings(tiny_dataset.root, tmp_path / "file" / "out"))
+
+
+@pytest.mark.parametrize("action", ["mkdir", "touch"])
+def test_an_output_folder_without_the_right_to_write(tiny_dataset, tmp_path, monkeypatch, action):
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    encoded = count_texts(monkeypatch)
+    monkeypatch.setattr(embed_write.Path, action, refused)
+    with pytest.raises(
+        UserError, match=r"cannot write to .*out .Permission denied.: give another --output_dir"
+    ):
+        embed(settings(tiny_dataset.root, tmp_path / "out"))
+    assert not encoded
 
 
 def test_an_output_folder_that_other_machines_do_not_see(tmp_path, monkeypatch):
