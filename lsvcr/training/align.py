@@ -5,7 +5,6 @@ last/ exactly as if it had not stopped.
 """
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,15 @@ from lsvcr.schema import BEST_DIR, FORMAT_VERSION, LAST_DIR
 from lsvcr.settings import AlignSettings
 from lsvcr.training.align_build import AlignParts, build, check_settings, make_plan, parameter_groups
 from lsvcr.training.align_eval import SELECTION
+from lsvcr.training.align_keep import (
+    checkpoint_bytes,
+    forget,
+    full_disk_told,
+    interrupted,
+    keep_step,
+    newest_good,
+    warn_if_tight,
+)
 from lsvcr.training.align_state import (
     KIND,
     check_same_run,
@@ -38,7 +46,15 @@ from lsvcr.training.engine import process_group, read_config, set_learning_rate,
 from lsvcr.training.head_start import head_start
 from lsvcr.training.schedule import learning_rate_factor
 from lsvcr.training.wide import wide_batches
-from lsvcr.utils.distributed import barrier, broadcast_object, is_main, rank, reduce_sum, world_size
+from lsvcr.utils.distributed import (
+    barrier,
+    broadcast_object,
+    from_main,
+    is_main,
+    rank,
+    reduce_sum,
+    world_size,
+)
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.logging import MetricsWriter, get_logger, progress
 from lsvcr.utils.precision import wants_bf16
@@ -82,7 +98,7 @@ def align(settings: AlignSettings) -> Path:
 
 def _is_interrupted(settings: AlignSettings) -> bool:
     """True where weights of an interrupted run will replace those of a fresh start."""
-    return settings.resume and bool(broadcast_object((Path(settings.output_dir) / LAST_DIR).is_dir()))
+    return settings.resume and bool(broadcast_object(is_main() and interrupted(Path(settings.output_dir))))
 
 
 class AlignTrainer:
@@ -103,9 +119,11 @@ class AlignTrainer:
 
     def run(self) -> Path:
         """Train from where the run stands to its end; see `align`."""
-        with run_lock(self._run):
+        with run_lock(self._run), full_disk_told(self._run):
             window = _Window(self._names, self._device)
-            return self._train(self._standing(window), window)
+            start = self._standing(window)
+            self._look_for_room()
+            return self._train(start, window)
 
     def _train(self, start: int, window: "_Window") -> Path:
         self._introduce(start)
@@ -183,6 +201,7 @@ class AlignTrainer:
                 trainer = {"step": done, "best": self._best, "seconds": self._seconds, "window": open_window}
                 state |= self._wide.cache.state() if self._wide else {}
                 write_checkpoint(self._run / LAST_DIR, model, state, self._manifest(done), trainer)
+                keep_step(self._run, self._settings.save_total_limit)
         barrier()
 
     def _keeps_best(self) -> bool:
@@ -201,26 +220,35 @@ class AlignTrainer:
 
     def _standing(self, window: "_Window") -> int:
         """Optimiser steps already done: 0, or where an interrupted run in the folder stopped; and its open window."""
-        last = self._run / LAST_DIR
-        found = broadcast_object(last.is_dir())
-        if found and not self._settings.resume:
+        if not broadcast_object(is_main() and interrupted(self._run)):
+            return 0
+        if not self._settings.resume:
             if is_main():
-                for name in (LAST_DIR, BEST_DIR):
-                    shutil.rmtree(self._run / name, ignore_errors=True)
+                forget(self._run)
             barrier()
             return 0
-        if not found:
-            return 0
+        last = from_main(lambda: newest_good(self._run))
         check_same_run(
-            self._run, dataclasses.asdict(self._settings), self._dataset.data_hash, self._plan.global_batch
+            last, dataclasses.asdict(self._settings), self._dataset.data_hash, self._plan.global_batch
         )
-        state, standing = read_trainer(self._run)
+        state, standing = read_trainer(last)
+        if is_main() and last.name == LAST_DIR:
+            keep_step(self._run, self._settings.save_total_limit)
         if self._wide:
             self._wide.cache.take(state)
         restore_state(self._engine, state, standing["step"])
         self._best, self._seconds = standing["best"], standing["seconds"]
         window.take(standing["window"])
         return int(standing["step"])
+
+    def _look_for_room(self) -> None:
+        """Warn where the disk cannot hold the run's checkpoints."""
+        if is_main():
+            heads, trained = self._parts.model.heads, trainable(self._engine.module).values()
+            cache = self._wide.cache.state() if self._wide else {}
+            best = 4 * sum(value.numel() for value in heads.parameters()) + checkpoint_bytes(list(trained))
+            last = best + 12 * sum(value.numel() for value in trained) + checkpoint_bytes(cache)
+            warn_if_tight(self._run, last, best, self._settings.save_total_limit)
 
     def _introduce(self, start: int) -> None:
         plan, settings = self._plan, self._settings

@@ -81,6 +81,7 @@ def check_settings(settings: AlignSettings) -> None:
         raise UserError(f"--hidden {settings.hidden} must be a multiple of --heads {settings.heads}")
     for name in (
         "text_token_budget",
+        "save_total_limit",
         "wide_titles",
         "taste_texts",
         "head_start_epochs",

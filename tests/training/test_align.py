@@ -35,6 +35,15 @@ def logged(run: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if name != "train/tokens_per_s"} for line in lines]
 
 
+ENDS = (
+    "last/trainer.safetensors",
+    "last/sr.safetensors",
+    "last/adapter/adapter_model.safetensors",
+    "best/sr.safetensors",
+    "best/adapter/adapter_model.safetensors",
+)
+"""What a run leaves."""
+
 Runs = tuple[Path, list[dict]]
 """The folder of some runs, and what each process found."""
 
@@ -60,13 +69,7 @@ def test_a_killed_run_called_again_ends_with_the_bits_of_an_uninterrupted_one(
     folder, found = request.getfixturevalue(runs)
     assert "last" in found[0]["left_by_the_killed"]
     straight, cut = folder / "straight", folder / "cut"
-    for name in (
-        "last/trainer.safetensors",
-        "last/sr.safetensors",
-        "last/adapter/adapter_model.safetensors",
-        "best/sr.safetensors",
-        "best/adapter/adapter_model.safetensors",
-    ):
+    for name in ENDS:
         same_tensors(straight / name, cut / name)
     for name in ("wide_rec", "taste"):
         assert any(f"train/{name}" in line for line in logged(straight))
@@ -74,6 +77,38 @@ def test_a_killed_run_called_again_ends_with_the_bits_of_an_uninterrupted_one(
     standing = read_json(cut / "last" / "trainer.json")
     assert standing["step"] == 5
     assert not [path for path in cut.iterdir() if path.name.startswith((".tmp", ".old"))]
+
+
+def test_a_damaged_checkpoint_is_told_and_an_older_one_taken(one: Runs) -> None:
+    """A flipped bit in last/; what follows from the older checkpoint are the bits of the uninterrupted run."""
+    folder, found = one[0], one[1][0]
+    assert found["kept"] == ["step-000002", "step-000003", "step-000004"]
+    file = folder / "alone" / "last" / "trainer.safetensors"
+    assert found["damaged_alone"].startswith(f"{file} is damaged: its checksum is not")
+    assert "--resume False" in found["damaged_alone"] and "--save_total_limit" in found["damaged_alone"]
+    assert found["damaged_kept"] == ""
+    (told,) = found["told"]
+    kept = folder / "kept"
+    assert f"{kept / 'last' / 'trainer.safetensors'} is damaged" in told
+    assert f"{kept / 'step-000004' / 'trainer.safetensors'} is damaged" in told
+    assert f"goes on from {kept / 'step-000003'}" in told
+    assert found["kept_in_the_end"] == ["step-000003", "step-000004", "step-000005"]
+    for name in ENDS:
+        same_tensors(folder / "straight" / name, kept / name)
+    same_tensors(
+        folder / "straight" / "last" / "trainer.safetensors", kept / "step-000005" / "trainer.safetensors"
+    )
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(one: Runs) -> None:
+    folder, found = one[0], one[1][0]
+    run = folder / "full"
+    assert found["full"].startswith(f"the disk of {run} is full: the next checkpoint takes 0.")
+    assert f"it goes on from step 2, {run / 'last'} is intact" in found["full"]
+    assert not [name for name in found["left_by_the_full"] if name.startswith((".tmp", ".new", ".old"))]
+    assert found["full_again"] == ""
+    for name in ENDS:
+        same_tensors(folder / "straight" / name, run / name)
 
 
 def test_one_process_with_a_batch_equals_two_with_half_of_it(one: Runs, two: Runs) -> None:
@@ -108,7 +143,7 @@ def test_the_standing_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "last").mkdir()
     (tmp_path / "last" / "trainer.json").write_text('{"step": 3, "best": null, "seconds": 1.0}')
     with pytest.raises(UserError, match=r"trainer.json has no window, so another version.*--resume False"):
-        read_trainer(tmp_path)
+        read_trainer(tmp_path / "last")
 
 
 def test_wrong_settings_are_told_before_anything_is_loaded(one: Runs) -> None:
@@ -162,7 +197,8 @@ def test_artefacts_explain_themselves(one: Runs) -> None:
     manifest = read_json(folder / "plain" / "best" / "manifest.json")
     assert manifest["kind"] == "stage-one"
     assert manifest["settings"]["model_name_or_path"] == "tiny-random"
-    assert set(manifest["files"]) == {"sr.safetensors", "adapter/adapter_model.safetensors"}
+    adapter_files = {"adapter/adapter_model.safetensors", "adapter/adapter_config.json"}
+    assert set(manifest["files"]) == {"sr.safetensors", *adapter_files}
     assert {"torch", "deepspeed", "peft"} <= set(manifest["versions"])
     best = max(line["val/selection"] for line in logged(folder / "plain") if "val/selection" in line)
     assert manifest["metrics"]["selection"] == best
