@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -218,46 +217,6 @@ def test_lora_can_be_turned_off_and_a_run_started_anew(one: Runs) -> None:
     assert manifest["step"] == 2
     assert (folder / "best" / "adapter").is_dir()
     assert [line["step"] for line in logged(folder) if "train/loss" in line] == [2]
-
-
-def test_kill_9_at_any_moment_costs_nothing_but_time(tiny_data: Path, tmp_path: Path) -> None:
-    """The program itself, killed from outside: once in its first steps, once while it writes checkpoints."""
-
-    def start(name: str) -> subprocess.Popen:
-        command = [
-            sys.executable, str(ROOT / "train.py"), "--model_name_or_path", "tiny-random",
-            "--data_path", str(tiny_data), "--output_dir", str(tmp_path / name), "--hidden", "16",
-            "--max_phis_len", "4", "--max_chis_len", "4", "--max_source_length", "1500", "--eval_pool", "4",
-            "--max_steps", "12", "--save_steps", "1", "--gradient_checkpointing", "False", "--report_to", "none",
-        ]  # fmt: skip
-        return subprocess.Popen(
-            command,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    def step() -> int:
-        standing = tmp_path / "cut" / "last" / "trainer.json"
-        try:
-            return int(read_json(standing)["step"])
-        except UserError:  # not there, or being exchanged for the next
-            return 0
-
-    straight = start("straight")
-    for least in (1, 5):
-        victim = start("cut")
-        while step() < least:
-            assert victim.poll() is None
-            time.sleep(0.01)
-        victim.kill()
-        victim.wait()
-    assert step() < 12
-    assert start("cut").wait() == 0 and straight.wait() == 0
-    for name in ("last/trainer.safetensors", "best/sr.safetensors", "best/adapter/adapter_model.safetensors"):
-        same_tensors(tmp_path / "straight" / name, tmp_path / "cut" / name)
-    assert logged(tmp_path / "straight") == logged(tmp_path / "cut")
-    assert not [path for path in (tmp_path / "cut").iterdir() if path.name.startswith((".tmp", ".old"))]
 
 
 def test_the_whole_line_under_torchrun(tiny_data: Path, tmp_path: Path) -> None:
