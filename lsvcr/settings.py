@@ -118,6 +118,7 @@ class AlignSettings(SRSettings):
     bf16: bool | None = option(None, "compute in bfloat16; auto: where the processor has instructions for it")
     gradient_checkpointing: bool = option(True, "recompute activations: less memory, more time")
     deepspeed: str = option("config/ds_z2_bf16.json", "DeepSpeed configuration")
+    ddp_timeout: int = option(1800, "seconds a process waits for the others before the run is given up")
     lora: bool = option(True, "LoRA adapters; False trains only SR model and heads on the frozen LLM")
     lora_r: int = option(8, "LoRA rank")
     lora_alpha: int = option(32, "LoRA alpha")

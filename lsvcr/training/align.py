@@ -79,7 +79,7 @@ def align(settings: AlignSettings) -> Path:
     settings = dataclasses.replace(settings, bf16=bf16)  # so that the manifest says which
     check_settings(settings)
     config = read_config(settings.deepspeed, bf16=bf16)
-    with process_group() as device:
+    with process_group(settings.ddp_timeout) as device:
         dataset = open_dataset(settings.data_path)
         parts = build(settings, dataset)
         if not _is_interrupted(settings):
@@ -92,6 +92,7 @@ def align(settings: AlignSettings) -> Path:
             micro_batch=settings.per_device_train_batch_size,
             accumulation=settings.gradient_accumulation_steps,
             max_grad_norm=settings.max_grad_norm,
+            patience=settings.ddp_timeout,
         )
         return AlignTrainer(settings, dataset, parts, engine, device).run()
 

@@ -67,7 +67,7 @@ def check_settings(settings: AlignSettings) -> None:
     """Raise `UserError` for values that no field type can rule out."""
     positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
                 "max_text_length", "logging_steps", "eval_pool", "hidden",
-                "wide_samples")  # fmt: skip
+                "wide_samples", "ddp_timeout")  # fmt: skip
     for name in positive:
         if getattr(settings, name) < 1:
             raise UserError(f"--{name} {getattr(settings, name)}: give 1 or more")

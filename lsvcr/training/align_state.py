@@ -50,7 +50,7 @@ FREE_SETTINGS = frozenset(
         "output_dir", "data_path", "resume", "logging_steps", "report_to", "dataloader_num_workers", "save_strategy",
         "save_steps", "eval_steps", "per_device_eval_batch_size", "per_device_train_batch_size",
         "gradient_accumulation_steps", "gradient_checkpointing", "text_token_budget", "deepspeed",
-        "load_best_model_at_end", "save_total_limit",
+        "load_best_model_at_end", "save_total_limit", "ddp_timeout",
     )
 )  # fmt: skip
 """Settings that a continued run may change: they do not change what is learned from which samples. The product of

@@ -25,18 +25,21 @@ OURS = ("optimizer", "scheduler", "fp16", "gradient_clipping", "train_batch_size
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's running means, by torch's names."""
 
-_TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others: one may validate or write while the rest are at the next step."""
+PATIENCE = 1800.0
+"""Seconds a process waits for the others: one may read its LLM or write while the rest are at the next step."""
 
 logger = get_logger(__name__)
 
 
 @contextmanager
-def process_group() -> Iterator[torch.device]:
+def process_group(patience: float = PATIENCE) -> Iterator[torch.device]:
     """Join the process group that torchrun describes, or make one of this process alone.
 
     A group that is there already is used and left as it is; else it ends with the block, and DeepSpeed, which keeps
     groups of its own inside it, can then not be used again in this process.
+
+    Args:
+        patience: seconds after which a process that waits for another gives up.
 
     Yields:
         This process's device: its GPU (nccl) where there are GPUs, else the CPU (gloo).
@@ -52,20 +55,20 @@ def process_group() -> Iterator[torch.device]:
     if dist.is_initialized():
         yield device
         return
-    _join("nccl" if use_gpu else "gloo")
+    _join("nccl" if use_gpu else "gloo", timedelta(seconds=patience))
     try:
         yield device
     finally:
         dist.destroy_process_group()
 
 
-def _join(backend: str) -> None:
+def _join(backend: str, timeout: timedelta) -> None:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even where there is no launcher
     try:
         if dist.is_torchelastic_launched() or "MASTER_PORT" in os.environ:
-            dist.init_process_group(backend, timeout=_TIMEOUT)
+            dist.init_process_group(backend, timeout=timeout)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
@@ -122,6 +125,7 @@ def start_engine(
     micro_batch: int,
     accumulation: int,
     max_grad_norm: float,
+    patience: float = PATIENCE,
 ) -> Any:
     """Wrap `model` in a DeepSpeed engine with AdamW (betas 0.9 and 0.999, eps 1e-8).
 
@@ -135,6 +139,7 @@ def start_engine(
         weight_decay: decoupled.
         micro_batch, accumulation: samples a process and micro-step, micro-steps an optimiser step.
         max_grad_norm: clip at this norm; 0 = never.
+        patience: as in `process_group`.
     """
     note = prepare_cpu_ops()
     import deepspeed
@@ -151,8 +156,16 @@ def start_engine(
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config={**config, **sizes}, dist_init_required=False
     )
+    _set_patience(timedelta(seconds=patience))
     open_moments(engine, 0)
     return engine
+
+
+def _set_patience(timeout: timedelta) -> None:
+    """DeepSpeed makes groups of its own, which wait as long as torch's defaults say, 30 minutes or 10."""
+    if dist.get_world_size() > 1:
+        for group in list(dist.distributed_c10d._world.pg_map):
+            dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def open_moments(engine: Any, step: int) -> None:
