@@ -10,7 +10,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import torch
 import train
 from lsvcr.training import align  # noqa: F401 (imported before the forks)
 from lsvcr.utils.logging import quiet_third_party
+from tests.ports import free_port
 
 STEPS = 6
 FLAGS = {
@@ -37,13 +37,6 @@ LONGEST = 120.0
 
 Moment = Callable[[Path, float], bool]
 """Says whether it has come, from the run's folder and the seconds since the start."""
-
-
-def free_port() -> str:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def start(run: Path, data: str, processes: int) -> list[int]:
