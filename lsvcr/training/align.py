@@ -43,6 +43,7 @@ from lsvcr.training.align_state import (
     write_checkpoint,
 )
 from lsvcr.training.engine import process_group, read_config, set_learning_rate, start_engine
+from lsvcr.training.engine_parts import keep_whole, numel, whole
 from lsvcr.training.head_start import head_start
 from lsvcr.training.schedule import learning_rate_factor
 from lsvcr.training.wide import wide_batches
@@ -81,7 +82,7 @@ def align(settings: AlignSettings) -> Path:
     config = read_config(settings.deepspeed, bf16=bf16)
     with process_group(settings.ddp_timeout) as device:
         dataset = open_dataset(settings.data_path)
-        parts = build(settings, dataset)
+        parts = build(settings, dataset, config)
         if not _is_interrupted(settings):
             head_start(parts.model.heads.to(device), dataset, settings)
         engine = start_engine(
@@ -94,6 +95,7 @@ def align(settings: AlignSettings) -> Path:
             max_grad_norm=settings.max_grad_norm,
             patience=settings.ddp_timeout,
         )
+        keep_whole(engine, parts.model.heads)
         return AlignTrainer(settings, dataset, parts, engine, device).run()
 
 
@@ -194,16 +196,26 @@ class AlignTrainer:
         if not save and not keep_best:
             return
         state, open_window = gather_state(self._engine), window.state()
-        if is_main():
-            model = self._engine.module
-            if keep_best or (at_end and not self._keeps_best()):
-                write_checkpoint(self._run / BEST_DIR, model, state, self._manifest(done))
-            if save:
-                trainer = {"step": done, "best": self._best, "seconds": self._seconds, "window": open_window}
-                state |= self._wide.cache.state() if self._wide else {}
-                write_checkpoint(self._run / LAST_DIR, model, state, self._manifest(done), trainer)
-                keep_step(self._run, self._settings.save_total_limit)
+        with whole(self._engine.module.llm):
+            self._write(
+                done, state, open_window, save=save, best=keep_best or (at_end and not self._keeps_best())
+            )
         barrier()
+
+    def _write(
+        self, done: int, state: dict[str, Tensor], open_window: Any, *, save: bool, best: bool
+    ) -> None:
+        """The main process writes best/, last/ or both, after `done` steps."""
+        if not is_main():
+            return
+        model = self._engine.module
+        if best:
+            write_checkpoint(self._run / BEST_DIR, model, state, self._manifest(done))
+        if save:
+            trainer = {"step": done, "best": self._best, "seconds": self._seconds, "window": open_window}
+            state |= self._wide.cache.state() if self._wide else {}
+            write_checkpoint(self._run / LAST_DIR, model, state, self._manifest(done), trainer)
+            keep_step(self._run, self._settings.save_total_limit)
 
     def _keeps_best(self) -> bool:
         return self._settings.load_best_model_at_end and self._parts.evaluator is not None
@@ -247,14 +259,15 @@ class AlignTrainer:
         if is_main():
             heads, trained = self._parts.model.heads, trainable(self._engine.module).values()
             cache = self._wide.cache.state() if self._wide else {}
-            best = 4 * sum(value.numel() for value in heads.parameters()) + checkpoint_bytes(list(trained))
-            last = best + 12 * sum(value.numel() for value in trained) + checkpoint_bytes(cache)
+            # Adapters have the precision they compute in, all else float32.
+            best = 4 * sum(map(numel, heads.parameters())) + sum(numel(p) * p.element_size() for p in trained)
+            last = best + 12 * sum(map(numel, trained)) + checkpoint_bytes(cache)
             warn_if_tight(self._run, last, best, self._settings.save_total_limit)
 
     def _introduce(self, start: int) -> None:
         plan, settings = self._plan, self._settings
         groups = parameter_groups(self._parts.model, settings)
-        sizes = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
+        sizes = [sum(map(numel, group["params"])) for group in groups]
         counts = ", ".join(f"{count:,} {task.label}" for task, count in self._parts.samples.counts().items())
         lora = f"{sizes[0]:,} in LoRA, " if len(sizes) == 2 else ""
         processes = f"{world_size()} process{'es' if world_size() > 1 else ''}"
@@ -291,7 +304,7 @@ class AlignTrainer:
             "settings": dataclasses.asdict(self._settings),
             "data_hash": self._dataset.data_hash,
             "metrics": self._figures,
-            "trained_parameters": sum(p.numel() for p in trainable(self._engine.module).values()),
+            "trained_parameters": sum(map(numel, trainable(self._engine.module).values())),
             "versions": versions(),
         }
 

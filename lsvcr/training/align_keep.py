@@ -9,7 +9,7 @@ RUN/best/          never removed
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -122,10 +122,9 @@ def forget(run: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def checkpoint_bytes(tensors: Mapping[str, Tensor] | Sequence[Tensor]) -> int:
+def checkpoint_bytes(tensors: Mapping[str, Tensor]) -> int:
     """What tensors take in a file."""
-    values = tensors.values() if isinstance(tensors, Mapping) else tensors
-    return sum(value.numel() * value.element_size() for value in values)
+    return sum(value.numel() * value.element_size() for value in tensors.values())
 
 
 def warn_if_tight(run: Path, last: int, best: int, limit: int) -> None:

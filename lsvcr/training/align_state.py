@@ -28,6 +28,7 @@ from lsvcr.models.checkpoint import save_into
 from lsvcr.schema import ADAPTER_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE
 from lsvcr.training.align_keep import FILES, checkpoint_bytes, file_hashes, full_disk_told, settle
 from lsvcr.training.engine import MOMENTS, open_moments
+from lsvcr.training.engine_parts import set_master, set_parameter, shape
 from lsvcr.utils.distributed import is_main
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_dir, read_json, write_json
@@ -94,10 +95,8 @@ def restore_state(engine: Any, state: Mapping[str, Tensor], step: int) -> None:
     Raises:
         UserError: names or shapes differ.
     """
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
     parameters = trainable(engine.module)
-    wanted = {f"{part}.{name}": p.shape for part in (MASTER, *MOMENTS) for name, p in parameters.items()}
+    wanted = {f"{part}.{name}": shape(p) for part in (MASTER, *MOMENTS) for name, p in parameters.items()}
     given = {name: tensor.shape for name, tensor in state.items()}
     if wanted != given:
         differing = sorted(
@@ -110,10 +109,10 @@ def restore_state(engine: Any, state: Mapping[str, Tensor], step: int) -> None:
     open_moments(engine, step)
     for name, parameter in parameters.items():
         master = state[f"{MASTER}.{name}"].to(parameter.device)
-        safe_set_full_fp32_param(parameter, master)
-        parameter.data.copy_(master)  # the working copy, rounded as the engine rounds it
+        set_master(parameter, master)
+        set_parameter(parameter, master)  # the working copy, rounded as the engine rounds it
         for moment in MOMENTS:
-            safe_set_full_optimizer_state(parameter, state[f"{moment}.{name}"].to(parameter.device), moment)
+            set_master(parameter, state[f"{moment}.{name}"].to(parameter.device), moment)
 
 
 def write_checkpoint(

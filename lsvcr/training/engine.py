@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from lsvcr.training.engine_parts import round_as_the_engine
 from lsvcr.utils.deepspeed_ops import prepare_cpu_ops
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import read_json
@@ -91,7 +92,7 @@ def read_config(path: str | Path, *, bf16: bool) -> dict[str, Any]:
     (`bf16` <-> `fp32`) is read instead.
 
     Raises:
-        UserError: no such file, not ZeRO stage 2, or a key that the settings decide is fixed in it.
+        UserError: no such file, not ZeRO stage 2 or 3, or a key that the settings decide is fixed in it.
     """
     source = _for_precision(Path(path), bf16)
     config = read_json(source)
@@ -105,8 +106,8 @@ def read_config(path: str | Path, *, bf16: bool) -> dict[str, Any]:
             f"{source} sets {', '.join(fixed)}: remove it, the run's own flags decide that (--help)"
         )
     stage = config.get("zero_optimization", {}).get("stage")
-    if stage != 2:
-        raise UserError(f"{source} asks for ZeRO stage {stage}: set zero_optimization.stage to 2")
+    if stage not in (2, 3):
+        raise UserError(f"{source} asks for ZeRO stage {stage}: set zero_optimization.stage to 2 or 3")
     if bool(config.get("bf16", {}).get("enabled")) != bf16:
         raise UserError(
             f"--bf16 {bf16} contradicts bf16.enabled in {source}: give another file with --deepspeed"
@@ -146,6 +147,7 @@ def start_engine(
 
     if note:
         logger.info(note)
+    round_as_the_engine(model, config)
     optimizer = torch.optim.AdamW(list(groups), betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
     sizes = {
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -175,13 +177,15 @@ def open_moments(engine: Any, step: int) -> None:
     group has any; the others' moments could then be neither read nor set. Made before that, all are linked.
     """
     zero = engine.optimizer
-    for partition in zero.single_partition_of_fp32_groups:
+    in_parts = engine.zero_optimization_stage() == 3
+    for partition in zero.fp32_partitioned_groups_flat if in_parts else zero.single_partition_of_fp32_groups:
         zero.optimizer.state[partition] = {
             "step": torch.tensor(float(step)),
             **{moment: torch.zeros_like(partition) for moment in MOMENTS},
         }
-    zero._hp_optimizer_states_linked = False
-    zero._lazy_init_hp_params_optimizer_state()
+    if not in_parts:  # ZeRO-3 looks the state up each time
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
 
 
 def set_learning_rate(engine: Any, factor: float) -> None:
