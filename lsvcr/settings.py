@@ -132,6 +132,7 @@ class AlignSettings(SRSettings):
         "selective = all but large matrix products and attention (faster)",
     )
     deepspeed: str = option("config/ds_z2_bf16.json", "DeepSpeed configuration")
+    ddp_timeout: int = option(1800, "seconds a process waits for the others before the run is given up")
     lora: bool = option(True, "LoRA adapters; False trains only SR model and heads on the frozen LLM")
     lora_r: int = option(8, "LoRA rank")
     lora_alpha: int = option(32, "LoRA alpha")
@@ -182,6 +183,9 @@ class AlignSettings(SRSettings):
     augment: bool = option(True, "show the LLM and the SR model different comments of a video")
     save_strategy: Literal["steps", "epoch", "no"] = option("steps", "when last/ is written")
     save_steps: int = option(1000, "optimiser steps between checkpoints")
+    save_total_limit: int = option(
+        0, "newest checkpoints that are kept (step-NNNNNN/ beside last/); 0 or 1 = last/ and best/ alone"
+    )
     eval_steps: int = option(0, "optimiser steps between validations; 0 = with every checkpoint")
     eval_pool: int = option(128, "validation samples a task in the fixed pool")
     load_best_model_at_end: bool = option(

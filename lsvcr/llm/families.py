@@ -98,7 +98,9 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     Raises:
         UserError: no token can serve as padding, or the tokenizer has more ids than the model has rows.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    embedding = model.get_input_embeddings().weight
+    # Of a weight that DeepSpeed has cut among the processes, the whole one's shape.
+    rows = getattr(embedding, "ds_shape", embedding.shape)[0]
     if _usable_ids(tokenizer) > rows:
         raise UserError(
             f"{name}: the tokenizer has {len(tokenizer)} ids but the model's embedding only {rows} rows; "

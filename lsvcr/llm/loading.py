@@ -39,6 +39,7 @@ __all__ = [
     "SMOLLM2",
     "TINY",
     "backbone",
+    "fetch_llm",
     "hidden_size",
     "load_config",
     "load_llm",
@@ -93,6 +94,16 @@ def load_llm(name_or_path: str, *, dtype: torch.dtype = torch.bfloat16, llm_laye
     model.config._name_or_path = name_or_path
     model.eval()
     return model, tokenizer
+
+
+def fetch_llm(name_or_path: str, dtype: torch.dtype) -> None:
+    """Do what `load_llm` does once: look the files over, download or convert them.
+
+    Raises:
+        UserError: nothing loadable is there.
+    """
+    if name_or_path != TINY:
+        _locate(name_or_path, dtype)
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:

@@ -5,7 +5,6 @@ last/ exactly as if it had not stopped.
 """
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,15 @@ from lsvcr.settings import AlignSettings
 from lsvcr.training import rehearsal
 from lsvcr.training.align_build import AlignParts, build, check_settings, make_plan, parameter_groups
 from lsvcr.training.align_eval import SELECTION
+from lsvcr.training.align_keep import (
+    checkpoint_bytes,
+    forget,
+    full_disk_told,
+    interrupted,
+    keep_step,
+    newest_good,
+    warn_if_tight,
+)
 from lsvcr.training.align_state import (
     KIND,
     check_same_run,
@@ -38,11 +46,20 @@ from lsvcr.training.align_state import (
     versions,
     write_checkpoint,
 )
+from lsvcr.training.align_window import Window
 from lsvcr.training.engine import process_group, read_config, set_learning_rate, start_engine
+from lsvcr.training.engine_parts import keep_whole, numel, whole
 from lsvcr.training.head_start import head_start
 from lsvcr.training.schedule import learning_rate_factor
 from lsvcr.training.wide import wide_batches
-from lsvcr.utils.distributed import barrier, broadcast_object, is_main, rank, reduce_sum, world_size
+from lsvcr.utils.distributed import (
+    barrier,
+    broadcast_object,
+    from_main,
+    is_main,
+    rank,
+    world_size,
+)
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.logging import MetricsWriter, duration, get_logger, progress
 from lsvcr.utils.precision import wants_bf16
@@ -53,9 +70,6 @@ TIMED_STEPS = 20
 """Steps after which a run tells when it will end."""
 
 PARTS = ("loss", "lm", "rec", "behaviour", "preference")
-
-COLLAPSED, FEWEST_TO_JUDGE = 1e-5, 32
-"""Variance of unit vectors below which they count as one, and samples that it takes to say so."""
 
 logger = get_logger(__name__)
 
@@ -74,9 +88,9 @@ def align(settings: AlignSettings) -> Path:
     settings = dataclasses.replace(settings, bf16=bf16)  # so that the manifest says which
     check_settings(settings)
     config = read_config(settings.deepspeed, bf16=bf16)
-    with process_group() as device:
+    with process_group(settings.ddp_timeout) as device:
         dataset = open_dataset(settings.data_path)
-        parts = build(settings, dataset)
+        parts = build(settings, dataset, config)
         if not settings.dry_run and not _is_interrupted(settings):
             head_start(parts.model.heads.to(device), dataset, settings)
         engine = start_engine(
@@ -87,14 +101,16 @@ def align(settings: AlignSettings) -> Path:
             micro_batch=settings.per_device_train_batch_size,
             accumulation=settings.gradient_accumulation_steps,
             max_grad_norm=settings.max_grad_norm,
+            patience=settings.ddp_timeout,
         )
+        keep_whole(engine, parts.model.heads)
         trainer = AlignTrainer(settings, dataset, parts, engine, device)
         return trainer.rehearse() if settings.dry_run else trainer.run()
 
 
 def _is_interrupted(settings: AlignSettings) -> bool:
     """True where weights of an interrupted run will replace those of a fresh start."""
-    return settings.resume and bool(broadcast_object((Path(settings.output_dir) / LAST_DIR).is_dir()))
+    return settings.resume and bool(broadcast_object(is_main() and interrupted(Path(settings.output_dir))))
 
 
 @dataclass(frozen=True)
@@ -125,9 +141,11 @@ class AlignTrainer:
 
     def run(self) -> Path:
         """Train from where the run stands to its end; see `align`."""
-        with run_lock(self._run):
+        with run_lock(self._run), full_disk_told(self._run):
             window = self._window()
-            return self._train(self._standing(window), window)
+            start = self._standing(window)
+            self._look_for_room()
+            return self._train(start, window)
 
     def rehearse(self) -> Path:
         """Take the run's first steps, tell what the whole will take and write nothing."""
@@ -142,8 +160,8 @@ class AlignTrainer:
         rehearsal.tell(self._settings, self._parts, self._plan, measured)
         return self._run / BEST_DIR
 
-    def _window(self) -> "_Window":
-        return _Window(self._names, self._settings.hidden, self._device)
+    def _window(self) -> Window:
+        return Window(self._names, self._settings.hidden, self._device)
 
     def _batches(self, first: int, last: int) -> Iterator[AlignBatch]:
         """This process's micro-batches of optimiser steps `first` ... `last - 1`."""
@@ -157,7 +175,7 @@ class AlignTrainer:
         workers = self._settings.dataloader_num_workers
         return training_loader(self._parts.stream, self._parts.collator, numbers, workers)
 
-    def _train(self, start: int, window: "_Window") -> Path:
+    def _train(self, start: int, window: Window) -> Path:
         self._introduce(start)
         writer = MetricsWriter(self._run, self._settings.report_to, resume_step=start)
         batches, began = self._batches(start, self._plan.steps), time.monotonic()
@@ -181,7 +199,7 @@ class AlignTrainer:
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
         logger.info(f"{seconds / TIMED_STEPS:.2f} s a step so far: {duration(left)} to go, until {end}")
 
-    def _step(self, step: int, batches: Iterator[AlignBatch], window: "_Window") -> None:
+    def _step(self, step: int, batches: Iterator[AlignBatch], window: Window) -> None:
         """One optimiser step: all its micro-batches forward and backward, then the update."""
         started = time.monotonic()
         set_learning_rate(self._engine, self._rate_factor(step))
@@ -239,7 +257,7 @@ class AlignTrainer:
     def _seed_dropout(self, micro: "_Micro") -> None:
         seed_everything(self._settings.seed, _DROPOUT_STREAM, micro.number, rank())
 
-    def _milestones(self, done: int, writer: MetricsWriter, window: "_Window") -> None:
+    def _milestones(self, done: int, writer: MetricsWriter, window: Window) -> None:
         """Validation and checkpoints that are due after `done` steps, and both at the end."""
         at_end = done == self._plan.steps
         save = at_end or (self._plan.save_every > 0 and done % self._plan.save_every == 0)
@@ -249,15 +267,26 @@ class AlignTrainer:
         if not save and not keep_best:
             return
         state, open_window = gather_state(self._engine), window.state()
-        if is_main():
-            model = self._engine.module
-            if keep_best or (at_end and not self._keeps_best()):
-                write_checkpoint(self._run / BEST_DIR, model, state, self._manifest(done))
-            if save:
-                trainer = {"step": done, "best": self._best, "seconds": self._seconds, "window": open_window}
-                state |= self._wide.cache.state() if self._wide else {}
-                write_checkpoint(self._run / LAST_DIR, model, state, self._manifest(done), trainer)
+        with whole(self._engine.module.llm):
+            self._write(
+                done, state, open_window, save=save, best=keep_best or (at_end and not self._keeps_best())
+            )
         barrier()
+
+    def _write(
+        self, done: int, state: dict[str, Tensor], open_window: Any, *, save: bool, best: bool
+    ) -> None:
+        """The main process writes best/, last/ or both, after `done` steps."""
+        if not is_main():
+            return
+        model = self._engine.module
+        if best:
+            write_checkpoint(self._run / BEST_DIR, model, state, self._manifest(done))
+        if save:
+            trainer = {"step": done, "best": self._best, "seconds": self._seconds, "window": open_window}
+            state |= self._wide.cache.state() if self._wide else {}
+            write_checkpoint(self._run / LAST_DIR, model, state, self._manifest(done), trainer)
+            keep_step(self._run, self._settings.save_total_limit)
 
     def _keeps_best(self) -> bool:
         return self._settings.load_best_model_at_end and self._parts.evaluator is not None
@@ -273,22 +302,22 @@ class AlignTrainer:
             self._best = self._figures[SELECTION]
         return better
 
-    def _standing(self, window: "_Window") -> int:
+    def _standing(self, window: Window) -> int:
         """Optimiser steps already done: 0, or where an interrupted run in the folder stopped; and its open window."""
-        last = self._run / LAST_DIR
-        found = broadcast_object(last.is_dir())
-        if found and not self._settings.resume:
+        if not broadcast_object(is_main() and interrupted(self._run)):
+            return 0
+        if not self._settings.resume:
             if is_main():
-                for name in (LAST_DIR, BEST_DIR):
-                    shutil.rmtree(self._run / name, ignore_errors=True)
+                forget(self._run)
             barrier()
             return 0
-        if not found:
-            return 0
+        last = from_main(lambda: newest_good(self._run))
         check_same_run(
-            self._run, dataclasses.asdict(self._settings), self._dataset.data_hash, self._plan.global_batch
+            last, dataclasses.asdict(self._settings), self._dataset.data_hash, self._plan.global_batch
         )
-        state, standing = read_trainer(self._run)
+        state, standing = read_trainer(last)
+        if is_main() and last.name == LAST_DIR:
+            keep_step(self._run, self._settings.save_total_limit)
         if self._wide:
             self._wide.cache.take(state)
         restore_state(self._engine, state, standing["step"])
@@ -296,10 +325,20 @@ class AlignTrainer:
         window.take(standing["window"])
         return int(standing["step"])
 
+    def _look_for_room(self) -> None:
+        """Warn where the disk cannot hold the run's checkpoints."""
+        if is_main():
+            heads, trained = self._parts.model.heads, trainable(self._engine.module).values()
+            cache = self._wide.cache.state() if self._wide else {}
+            # Adapters have the precision they compute in, all else float32.
+            best = 4 * sum(map(numel, heads.parameters())) + sum(numel(p) * p.element_size() for p in trained)
+            last = best + 12 * sum(map(numel, trained)) + checkpoint_bytes(cache)
+            warn_if_tight(self._run, last, best, self._settings.save_total_limit)
+
     def _introduce(self, start: int) -> None:
         plan, settings = self._plan, self._settings
         groups = parameter_groups(self._parts.model, settings)
-        sizes = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
+        sizes = [sum(map(numel, group["params"])) for group in groups]
         counts = ", ".join(f"{count:,} {task.label}" for task, count in self._parts.samples.counts().items())
         lora = f"{sizes[0]:,} in LoRA, " if len(sizes) == 2 else ""
         processes = f"{world_size()} process{'es' if world_size() > 1 else ''}"
@@ -314,7 +353,7 @@ class AlignTrainer:
         settings = self._settings
         return learning_rate_factor(step, self._plan.steps, settings.warmup_ratio, settings.lr_scheduler_type)
 
-    def _log_line(self, step: int, window: "_Window") -> dict[str, float]:
+    def _log_line(self, step: int, window: Window) -> dict[str, float]:
         """Means over the steps since the last line and over processes."""
         figures, seconds = window.close()
         self._seconds += seconds
@@ -336,7 +375,7 @@ class AlignTrainer:
             "settings": dataclasses.asdict(self._settings),
             "data_hash": self._dataset.data_hash,
             "metrics": self._figures,
-            "trained_parameters": sum(p.numel() for p in trainable(self._engine.module).values()),
+            "trained_parameters": sum(map(numel, trainable(self._engine.module).values())),
             "versions": versions(),
         }
 
@@ -345,69 +384,6 @@ class AlignTrainer:
         kind = "best" if self._keeps_best() else "last"
         logger.info(f"stage one is done: {best} holds the {kind} checkpoint")
         return best
-
-
-class _Window:
-    """Sums between two log lines.
-
-    Args:
-        names: of the losses.
-        width: d of the user vectors.
-        device: of the sums.
-    """
-
-    def __init__(self, names: Sequence[str], width: int, device: torch.device) -> None:
-        self._names = names
-        # One sum a loss, then micro-batches, samples and tokens, then SR and LLM users' unit vectors.
-        self._sums = torch.zeros(len(names) + 3 + 2 * width, dtype=torch.float64, device=device)
-        self.norm, self.last_loss, self.seconds = 0.0, float("nan"), 0.0
-
-    def add(self, losses: dict[str, Tensor], samples: int, tokens: int) -> None:
-        """Count one micro-batch of this process."""
-        self.last_loss = losses["loss"].item()
-        values = torch.stack([losses[name].detach().double() for name in self._names])
-        counts = values.new_tensor([1, samples, tokens])
-        self._sums += torch.cat([values, counts, losses["directions"].flatten().double()])
-
-    def state(self) -> dict[str, Any]:
-        """Where an open window stands, for `take`; every process must call it."""
-        return {"sums": reduce_sum(self._sums).tolist(), "seconds": self.seconds}
-
-    def take(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, on however many processes: the first one keeps the sums of all."""
-        self.seconds = state["seconds"]
-        if is_main():
-            self._sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
-
-    def close(self) -> tuple[dict[str, float], float]:
-        """Means of all processes by name, tokens a second, and seconds of training; every process must call it.
-
-        Raises:
-            UserError: the user vectors of one side have all become the same; see `_check_alive`.
-        """
-        seconds = self.seconds
-        total = reduce_sum(self._sums)
-        count = len(self._names)
-        sums = total[:count].tolist()
-        batches, samples, tokens = total[count : count + 3].tolist()
-        figures = {f"train/{name}": value / batches for name, value in zip(self._names, sums, strict=True)}
-        figures["train/tokens_per_s"] = tokens / seconds
-        for side, mean in zip(("sr", "llm"), (total[count + 3 :] / samples).view(2, -1), strict=True):
-            figures[f"train/{side}_variance"] = 1 - float(mean.square().sum())
-            _check_alive(figures[f"train/{side}_variance"], int(samples), side)
-        self._sums.zero_()
-        self.seconds = 0.0
-        return figures, seconds
-
-
-def _check_alive(variance: float, samples: int, side: str) -> None:
-    """Stop where the unit vectors of many users differ by nothing: what is left is not worth training on."""
-    if samples >= FEWEST_TO_JUDGE and variance < COLLAPSED:
-        raise UserError(
-            f"the {side.upper()} user vectors have collapsed: the last {samples} samples' all point the same way "
-            f"(variance {variance:.1e} of at most 1). Lower --learning_rate, raise --contrast_batch for more "
-            "negatives, or look whether the texts of different users differ at all"
-        )
 
 
 def _told(figures: dict[str, float]) -> str:

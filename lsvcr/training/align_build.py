@@ -1,6 +1,7 @@
 """Builds what stage one trains from its settings: samples, batches, model, validation."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,8 +14,9 @@ from lsvcr.data.prompts import PromptBuilder
 from lsvcr.data.store import Dataset
 from lsvcr.data.text_bank import TextBank, comment_code, video_code
 from lsvcr.llm.aligned import AlignedHeads, AlignedModel
-from lsvcr.llm.encoder import tokenize
-from lsvcr.llm.loading import hidden_size, load_llm
+from lsvcr.llm.encoder import encode, tokenize
+from lsvcr.llm.families import backbone
+from lsvcr.llm.loading import fetch_llm, hidden_size, load_llm
 from lsvcr.llm.lora import add_lora
 from lsvcr.llm.recompute import enable_checkpointing
 from lsvcr.llm.wide import TASTE, WIDE_REC
@@ -22,6 +24,7 @@ from lsvcr.models.sr import SRModel
 from lsvcr.schema import Split, Task
 from lsvcr.settings import AlignSettings
 from lsvcr.training.align_eval import AlignEvaluator
+from lsvcr.training.engine_parts import ONE_BATCH, is_cut, loading_in_parts, whole_while_used
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.logging import get_logger
 from lsvcr.utils.precision import compute_dtype
@@ -70,7 +73,7 @@ def check_settings(settings: AlignSettings) -> None:
     """Raise `UserError` for values that no field type can rule out."""
     positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
                 "max_text_length", "logging_steps", "eval_pool", "hidden",
-                "wide_samples")  # fmt: skip
+                "wide_samples", "ddp_timeout")  # fmt: skip
     for name in positive:
         if getattr(settings, name) < 1:
             raise UserError(f"--{name} {getattr(settings, name)}: give 1 or more")
@@ -85,6 +88,7 @@ def check_settings(settings: AlignSettings) -> None:
     for name in (
         "contrast_batch",
         "text_token_budget",
+        "save_total_limit",
         "wide_titles",
         "taste_texts",
         "head_start_epochs",
@@ -132,15 +136,23 @@ def _contrast_steps(settings: AlignSettings, world: int) -> int:
     return wanted // joined
 
 
-def build(settings: AlignSettings, dataset: Dataset) -> AlignParts:
+def build(settings: AlignSettings, dataset: Dataset, config: Mapping[str, Any] | None = None) -> AlignParts:
     """Load the LLM and build samples, batches and model; the same on every process.
+
+    Args:
+        settings: of the run.
+        dataset: to train on.
+        config: DeepSpeed's, from `engine.read_config`, which may have the LLM cut among the processes; None = it
+            stays whole.
 
     Raises:
         UserError: settings, data and LLM do not fit one another.
     """
     dtype = compute_dtype(settings.bf16)
     samples = _samples(settings, dataset, Split.TRAIN)
-    llm, tokenizer = load_llm(settings.model_name_or_path, dtype=dtype, llm_layers=settings.llm_layers)
+    fetch_llm(settings.model_name_or_path, dtype)
+    with loading_in_parts(config, settings.per_device_train_batch_size, settings.gradient_accumulation_steps):
+        llm, tokenizer = load_llm(settings.model_name_or_path, dtype=dtype, llm_layers=settings.llm_layers)
     cut = partial(tokenize, tokenizer, max_tokens=settings.max_text_length)
     bank = TextBank(dataset.titles(), dataset.contents(), cut)
     prompts = PromptBuilder(
@@ -151,8 +163,18 @@ def build(settings: AlignSettings, dataset: Dataset) -> AlignParts:
         max_text=settings.max_text_length,
     )
     collator = AlignCollator(bank, prompts)
-    model = _model(settings, llm, int(tokenizer.pad_token_id))
-    model.heads.head.standardise(_some_states(model, dataset, bank))
+    budget = settings.text_token_budget or (GPU_BUDGET if torch.cuda.is_available() else CPU_BUDGET)
+    pad_id = int(tokenizer.pad_token_id)
+    if is_cut(config):
+        logger.info(
+            "ZeRO-3: each process holds a part of the LLM, and reads all texts of a step in one batch"
+        )
+    model = _model(settings, llm, pad_id, ONE_BATCH if is_cut(config) else budget)
+    with whole_while_used(model.llm):
+        states = _some_states(
+            partial(encode, backbone(model.llm), pad_id=pad_id, budget=budget), dataset, bank
+        )
+    model.heads.head.standardise(states)
     return AlignParts(
         model=model,
         stream=TrainingStream(samples, settings.seed),
@@ -172,14 +194,16 @@ def parameter_groups(model: AlignedModel, settings: AlignSettings) -> list[dict[
     return [group for group in groups if group["params"]]
 
 
-def _some_states(model: AlignedModel, dataset: Dataset, bank: TextBank) -> torch.Tensor:
+def _some_states(
+    pooled: Callable[[list[list[int]]], torch.Tensor], dataset: Dataset, bank: TextBank
+) -> torch.Tensor:
     """Pooled states of texts from all over the dataset: (N, h), of the LLM as it comes; the same on every process."""
     codes = [video_code(i) for i in _spread(dataset.n_videos)] + [
         comment_code(i) for i in _spread(dataset.n_comments)
     ]
     ids = bank.ids(codes)
     with torch.no_grad():
-        return model.pooled([ids[code] for code in codes])
+        return pooled([ids[code] for code in codes])
 
 
 def _spread(count: int) -> list[int]:
@@ -226,7 +250,7 @@ def _source_length(settings: AlignSettings, config: Any) -> int:
     return allowed
 
 
-def _model(settings: AlignSettings, llm: Any, pad_id: int) -> AlignedModel:
+def _model(settings: AlignSettings, llm: Any, pad_id: int, budget: int) -> AlignedModel:
     width = hidden_size(llm)
     seed_everything(settings.seed, _INIT_STREAM)
     sr = SRModel.from_settings(settings, settings.max_position)
@@ -241,8 +265,7 @@ def _model(settings: AlignSettings, llm: Any, pad_id: int) -> AlignedModel:
         llm,
         heads,
         pad_id=pad_id,
-        text_token_budget=settings.text_token_budget
-        or (GPU_BUDGET if torch.cuda.is_available() else CPU_BUDGET),
+        text_token_budget=budget,
         weights={
             "lm": settings.lm_loss_weight,
             "rec": settings.rec_loss_weight,

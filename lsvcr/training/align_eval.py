@@ -113,7 +113,7 @@ class AlignEvaluator:
 
     def _batches(self) -> Iterator[tuple[AlignBatch, np.ndarray]]:
         """This process's batches and the indices of their targets."""
-        mine = range(rank(), len(self._samples), world_size())
+        mine = _share(len(self._samples)).tolist()
         for start in range(0, len(mine), self._batch):
             samples = [self._samples.evaluation(index) for index in mine[start : start + self._batch]]
             yield self._collator(samples), np.array([sample.target for sample in samples], dtype=np.int64)
@@ -145,11 +145,20 @@ class AlignEvaluator:
 
     def _comment_vectors(self, model: AlignedModel, comments: np.ndarray) -> Tensor:
         """Unit item vectors of comments (n,) int64 -> (n, d), each encoded by one process."""
-        mine = np.arange(rank(), len(comments), world_size())
+        mine = _share(len(comments))
         codes = [comment_code(int(comment)) for comment in comments[mine]]
         ids = self._bank.ids(codes)
         vectors = model.text_vectors([ids[code] for code in codes]).float().cpu().numpy()
         return unit(torch.from_numpy(gather_rows(mine, vectors)[1]))
+
+
+def _share(count: int) -> np.ndarray:
+    """Which of `count` things this process takes; each takes equally many, so some are taken twice.
+
+    All processes then run the LLM equally often, which they must where each holds a part of it.
+    """
+    most = -(-count // world_size())
+    return (rank() + world_size() * np.arange(most)) % max(1, count)
 
 
 def _retrieval(pool: _Pool) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Stage-one checkpoints: what the next stages load, and what an interrupted run needs to go on.
 
-best/, last/            manifest.json, sr.safetensors (`sr.*`, `head.*`, `contrast.*`, fp32), adapter/ (peft's format)
+best/, last/            sr.safetensors (`sr.*`, `head.*`, `contrast.*`, fp32), adapter/ (peft's format),
+                        manifest.json (also has the checksums of all other files)
 last/ also              trainer.safetensors (fp32 master weights and AdamW moments, whole tensors by parameter
                         name), trainer.json (where the run stands)
 
@@ -22,13 +23,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lsvcr.llm.aligned import AlignedModel
-from lsvcr.llm.lora import delta_norm, save_adapter
+from lsvcr.llm.lora import WEIGHTS_FILE, adapter_tensors, delta_norm, save_adapter
 from lsvcr.models.checkpoint import save_into
-from lsvcr.schema import ADAPTER_DIR, LAST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE, STAGE_ONE, TRAINER_FILE
+from lsvcr.schema import ADAPTER_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE, STAGE_ONE, TRAINER_FILE
+from lsvcr.training.align_keep import FILES, checkpoint_bytes, file_hashes, full_disk_told, settle
 from lsvcr.training.engine import MOMENTS, open_moments
+from lsvcr.training.engine_parts import set_master, set_parameter, shape
 from lsvcr.utils.distributed import is_main
 from lsvcr.utils.errors import UserError
-from lsvcr.utils.io import atomic_dir, read_json, sha256_file, write_json
+from lsvcr.utils.io import atomic_dir, read_json, write_json
 from lsvcr.utils.logging import get_logger
 
 KIND = STAGE_ONE
@@ -47,7 +50,7 @@ FREE_SETTINGS = frozenset(
         "output_dir", "data_path", "resume", "logging_steps", "report_to", "dataloader_num_workers", "save_strategy",
         "save_steps", "eval_steps", "per_device_eval_batch_size", "per_device_train_batch_size",
         "gradient_accumulation_steps", "gradient_checkpointing", "recompute", "text_token_budget", "deepspeed",
-        "load_best_model_at_end", "dry_run",
+        "load_best_model_at_end", "save_total_limit", "ddp_timeout", "dry_run",
     )
 )  # fmt: skip
 """Settings that a continued run may change: they do not change what is learned from which samples. The product of
@@ -91,10 +94,8 @@ def restore_state(engine: Any, state: Mapping[str, Tensor], step: int) -> None:
     Raises:
         UserError: names or shapes differ.
     """
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
     parameters = trainable(engine.module)
-    wanted = {f"{part}.{name}": p.shape for part in (MASTER, *MOMENTS) for name, p in parameters.items()}
+    wanted = {f"{part}.{name}": shape(p) for part in (MASTER, *MOMENTS) for name, p in parameters.items()}
     given = {name: tensor.shape for name, tensor in state.items()}
     if wanted != given:
         differing = sorted(
@@ -107,10 +108,10 @@ def restore_state(engine: Any, state: Mapping[str, Tensor], step: int) -> None:
     open_moments(engine, step)
     for name, parameter in parameters.items():
         master = state[f"{MASTER}.{name}"].to(parameter.device)
-        safe_set_full_fp32_param(parameter, master)
-        parameter.data.copy_(master)  # the working copy, rounded as the engine rounds it
+        set_master(parameter, master)
+        set_parameter(parameter, master)  # the working copy, rounded as the engine rounds it
         for moment in MOMENTS:
-            safe_set_full_optimizer_state(parameter, state[f"{moment}.{name}"].to(parameter.device), moment)
+            set_master(parameter, state[f"{moment}.{name}"].to(parameter.device), moment)
 
 
 def write_checkpoint(
@@ -135,31 +136,36 @@ def write_checkpoint(
     prefix = f"{MASTER}.{HEADS}"
     heads = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     heads |= {name: value.detach().float().cpu() for name, value in model.heads.named_buffers()}
-    with atomic_dir(folder) as temporary:
+    tensors: dict[Path, Mapping[str, Tensor]] = {Path(SR_WEIGHTS_FILE): heads}
+    if trainer is not None:
+        tensors[Path(TRAINER_WEIGHTS_FILE)] = state
+    if hasattr(model.llm, "peft_config"):
+        if delta_norm(model.llm) == 0:
+            raise UserError("the LoRA adapter has learned nothing (B is zero): is --learning_rate 0?")
+        tensors[Path(ADAPTER_DIR, WEIGHTS_FILE)] = adapter_tensors(model.llm)
+    needed = sum(map(checkpoint_bytes, tensors.values()))
+    with atomic_dir(folder) as temporary, full_disk_told(folder.parent, needed):
         if hasattr(model.llm, "peft_config"):
             save_adapter(model.llm, temporary / ADAPTER_DIR)
-            if delta_norm(model.llm) == 0:
-                raise UserError("the LoRA adapter has learned nothing (B is zero): is --learning_rate 0?")
         save_into(temporary, heads, manifest)
-        _check_written(temporary / SR_WEIGHTS_FILE, heads)
         if trainer is not None:
             save_file(dict(state), temporary / TRAINER_WEIGHTS_FILE)
-            _check_written(temporary / TRAINER_WEIGHTS_FILE, state)
             write_json(temporary / TRAINER_FILE, trainer)
         for path in temporary.rglob("*.safetensors"):
             path.chmod(0o644)  # safetensors lets only the owner read, but runs are shared
-        kept = [temporary / SR_WEIGHTS_FILE, *(temporary / ADAPTER_DIR).glob("*.safetensors")]
-        hashes = {path.relative_to(temporary).as_posix(): sha256_file(path) for path in kept}
-        write_json(temporary / MANIFEST_FILE, {**manifest, "files": hashes})
+        settle(temporary)
+        for name, expected in tensors.items():
+            _check_written(temporary / name, expected)
+        write_json(temporary / MANIFEST_FILE, {**manifest, FILES: file_hashes(temporary)})
+        settle(temporary)
 
 
-def read_trainer(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State and standing of an interrupted run from its last/.
+def read_trainer(last: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State and standing of an interrupted run from its last/, or from a kept step.
 
     Raises:
         UserError: a file is missing or damaged, or was written by another version.
     """
-    last = run / LAST_DIR
     standing = read_json(last / TRAINER_FILE)
     missing = [name for name in STANDING if name not in standing]
     if missing:
@@ -175,13 +181,13 @@ def read_trainer(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from None
 
 
-def check_same_run(run: Path, settings: Mapping[str, Any], data_hash: str, global_batch: int) -> None:
-    """Refuse to continue a run that was started with other settings or on other data.
+def check_same_run(last: Path, settings: Mapping[str, Any], data_hash: str, global_batch: int) -> None:
+    """Refuse to continue from the checkpoint `last` of a run that was started with other settings or on other data.
 
     Raises:
         UserError: names every difference and the ways out.
     """
-    manifest = read_json(run / LAST_DIR / MANIFEST_FILE)
+    manifest = read_json(last / MANIFEST_FILE)
     before = manifest["settings"]
     differences = [
         f"{name} was {before.get(name)!r}, is {value!r}"
@@ -197,7 +203,7 @@ def check_same_run(run: Path, settings: Mapping[str, Any], data_hash: str, globa
         differences.append("the prepared dataset has changed")
     if differences:
         raise UserError(
-            f"{run} holds a run that was started differently: {'; '.join(differences)}. "
+            f"{last.parent} holds a run that was started differently: {'; '.join(differences)}. "
             "Use another --output_dir, or --resume False to start anew there"
         )
 

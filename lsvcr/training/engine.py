@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from lsvcr.training.engine_parts import round_as_the_engine
 from lsvcr.utils.deepspeed_ops import prepare_cpu_ops
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import read_json
@@ -25,18 +26,21 @@ OURS = ("optimizer", "scheduler", "fp16", "gradient_clipping", "train_batch_size
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's running means, by torch's names."""
 
-_TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others: one may validate or write while the rest are at the next step."""
+PATIENCE = 1800.0
+"""Seconds a process waits for the others: one may read its LLM or write while the rest are at the next step."""
 
 logger = get_logger(__name__)
 
 
 @contextmanager
-def process_group() -> Iterator[torch.device]:
+def process_group(patience: float = PATIENCE) -> Iterator[torch.device]:
     """Join the process group that torchrun describes, or make one of this process alone.
 
     A group that is there already is used and left as it is; else it ends with the block, and DeepSpeed, which keeps
     groups of its own inside it, can then not be used again in this process.
+
+    Args:
+        patience: seconds after which a process that waits for another gives up.
 
     Yields:
         This process's device: its GPU (nccl) where there are GPUs, else the CPU (gloo).
@@ -52,20 +56,20 @@ def process_group() -> Iterator[torch.device]:
     if dist.is_initialized():
         yield device
         return
-    _join("nccl" if use_gpu else "gloo")
+    _join("nccl" if use_gpu else "gloo", timedelta(seconds=patience))
     try:
         yield device
     finally:
         dist.destroy_process_group()
 
 
-def _join(backend: str) -> None:
+def _join(backend: str, timeout: timedelta) -> None:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even where there is no launcher
     try:
         if dist.is_torchelastic_launched() or "MASTER_PORT" in os.environ:
-            dist.init_process_group(backend, timeout=_TIMEOUT)
+            dist.init_process_group(backend, timeout=timeout)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
@@ -88,7 +92,7 @@ def read_config(path: str | Path, *, bf16: bool) -> dict[str, Any]:
     (`bf16` <-> `fp32`) is read instead.
 
     Raises:
-        UserError: no such file, not ZeRO stage 2, or a key that the settings decide is fixed in it.
+        UserError: no such file, not ZeRO stage 2 or 3, or a key that the settings decide is fixed in it.
     """
     source = _for_precision(Path(path), bf16)
     config = read_json(source)
@@ -102,8 +106,8 @@ def read_config(path: str | Path, *, bf16: bool) -> dict[str, Any]:
             f"{source} sets {', '.join(fixed)}: remove it, the run's own flags decide that (--help)"
         )
     stage = config.get("zero_optimization", {}).get("stage")
-    if stage != 2:
-        raise UserError(f"{source} asks for ZeRO stage {stage}: set zero_optimization.stage to 2")
+    if stage not in (2, 3):
+        raise UserError(f"{source} asks for ZeRO stage {stage}: set zero_optimization.stage to 2 or 3")
     if bool(config.get("bf16", {}).get("enabled")) != bf16:
         raise UserError(
             f"--bf16 {bf16} contradicts bf16.enabled in {source}: give another file with --deepspeed"
@@ -122,6 +126,7 @@ def start_engine(
     micro_batch: int,
     accumulation: int,
     max_grad_norm: float,
+    patience: float = PATIENCE,
 ) -> Any:
     """Wrap `model` in a DeepSpeed engine with AdamW (betas 0.9 and 0.999, eps 1e-8).
 
@@ -135,12 +140,14 @@ def start_engine(
         weight_decay: decoupled.
         micro_batch, accumulation: samples a process and micro-step, micro-steps an optimiser step.
         max_grad_norm: clip at this norm; 0 = never.
+        patience: as in `process_group`.
     """
     note = prepare_cpu_ops()
     import deepspeed
 
     if note:
         logger.info(note)
+    round_as_the_engine(model, config)
     optimizer = torch.optim.AdamW(list(groups), betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
     sizes = {
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -151,8 +158,16 @@ def start_engine(
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config={**config, **sizes}, dist_init_required=False
     )
+    _set_patience(timedelta(seconds=patience))
     open_moments(engine, 0)
     return engine
+
+
+def _set_patience(timeout: timedelta) -> None:
+    """DeepSpeed makes groups of its own, which wait as long as torch's defaults say, 30 minutes or 10."""
+    if dist.get_world_size() > 1:
+        for group in list(dist.distributed_c10d._world.pg_map):
+            dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def open_moments(engine: Any, step: int) -> None:
@@ -162,13 +177,15 @@ def open_moments(engine: Any, step: int) -> None:
     group has any; the others' moments could then be neither read nor set. Made before that, all are linked.
     """
     zero = engine.optimizer
-    for partition in zero.single_partition_of_fp32_groups:
+    in_parts = engine.zero_optimization_stage() == 3
+    for partition in zero.fp32_partitioned_groups_flat if in_parts else zero.single_partition_of_fp32_groups:
         zero.optimizer.state[partition] = {
             "step": torch.tensor(float(step)),
             **{moment: torch.zeros_like(partition) for moment in MOMENTS},
         }
-    zero._hp_optimizer_states_linked = False
-    zero._lazy_init_hp_params_optimizer_state()
+    if not in_parts:  # ZeRO-3 looks the state up each time
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
 
 
 def set_learning_rate(engine: Any, factor: float) -> None:

@@ -4,12 +4,17 @@ Without an initialised process group every function here is the identity of a wo
 or a metric is written once. Works with plain `torch.distributed` on gloo and nccl.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from lsvcr.utils.errors import UserError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -134,3 +139,22 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0, device=_device())
     return box[0]
+
+
+def from_main(work: Callable[[], T]) -> T:
+    """What `work` returns (plain Python data) on the main process, on every process; the others do not call it.
+
+    Raises:
+        UserError: `work` raised it; on every process, so that none waits for the others.
+    """
+    done: T | None = None
+    told = None
+    if is_main():
+        try:
+            done = work()
+        except UserError as error:
+            told = str(error)
+    done, told = broadcast_object((done, told))
+    if told is not None:
+        raise UserError(told)
+    return done

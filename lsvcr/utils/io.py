@@ -76,6 +76,15 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def recover(path: str | Path) -> None:
+    """Undo what a killed `atomic_dir(path)` or `atomic_file(path)` left half done; without one, nothing happens.
+
+    For who only reads: a kill in the middle of an exchange leaves the folder under another name, from where the next
+    writer would bring it back.
+    """
+    _recover(Path(os.path.realpath(path)))
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented UTF-8 JSON, atomically. NaN and infinity raise ValueError."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,19 +1,23 @@
 """Start several processes as torchrun or `accelerate launch` do, and end in a sentence.
 
 `python -m lsvcr.utils.launch torchrun ARGS` and `... accelerate ARGS` take the same arguments as the two
-commands. Both answer any failed process with a page of traceback of their own; after an error that is the
-user's, the processes have already said what to do, so here that page is left out. After any other failure it
-stays.
+commands. Both answer any failed process with a page of traceback of their own. Here it is one sentence, which names
+the process that failed first and how; after an error that is the user's, the process itself has already said what
+to do, and nothing is added.
 """
 
 import logging
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from lsvcr.utils.errors import INTERRUPTED_CODE, USER_ERROR_CODE
+from lsvcr.utils.errors import INTERRUPTED_CODE, LOST_CODE, USER_ERROR_CODE
 
 _LAUNCHERS = ("torchrun", "accelerate")
+_TOLD = (USER_ERROR_CODE, INTERRUPTED_CODE, LOST_CODE)
+"""Exit codes of processes that have said themselves why they end."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,9 +55,9 @@ def _guarded(run: Callable[[], object]) -> int:
     try:
         run()
     except ChildFailedError as failed:
-        _, first = failed.get_first_failure()
-        if first.exitcode not in (USER_ERROR_CODE, INTERRUPTED_CODE):
-            sys.stderr.write(f"{failed}\n")
+        rank, first = _cause(failed.failures)
+        if first.exitcode not in _TOLD:
+            sys.stderr.write(f"error: {_ending(rank, first)}; the other processes were stopped\n")
         return _as_shells_say(first.exitcode)
     except subprocess.CalledProcessError as failed:  # accelerate, where it starts one process only
         return _as_shells_say(failed.returncode)
@@ -65,6 +69,34 @@ def _guarded(run: Callable[[], object]) -> int:
         sys.stderr.write(f"error: {refused}\n")
         return USER_ERROR_CODE
     return 0
+
+
+def _cause(failures: Mapping[int, Any]) -> tuple[int, Any]:
+    """Rank and failure of the process that the others fell with.
+
+    Times are whole seconds, so what a process ended with says more: the launcher ends the others with SIGTERM, and
+    who lost a connection lost it to another.
+    """
+
+    def order(entry: tuple[int, Any]) -> tuple[int, int, int]:
+        rank, failure = entry
+        followers = {-signal.SIGTERM: 3, LOST_CODE: 2}
+        return followers.get(failure.exitcode, 0 if failure.exitcode < 0 else 1), failure.timestamp, rank
+
+    return min(failures.items(), key=order)
+
+
+def _ending(rank: int, failure: Any) -> str:
+    """How a process ended, and what to do, as a person reads it."""
+    if failure.exitcode > 0:
+        return f"process {rank} failed with exit code {failure.exitcode}, see its traceback above"
+    memory = ""
+    if failure.exitcode == -signal.SIGKILL:
+        memory = "; where nobody did that, the system was out of memory (`dmesg` says so)"
+    return (
+        f"process {rank} was ended by signal {-failure.exitcode} ({failure.signal_name()}){memory}. Run the same "
+        "command again, it goes on from the last checkpoint"
+    )
 
 
 def _as_shells_say(code: int) -> int:

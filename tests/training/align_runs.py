@@ -118,6 +118,69 @@ def straight_and_cut(folder: Path, data: str) -> dict[str, Any]:
     return {"left_by_the_killed": left}
 
 
+def flip_a_byte(file: Path, place: int = -100) -> None:
+    """Damage a file as a bad disk does, in place."""
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    with file.open("r+b") as stream:  # the same inode, which other folders may share
+        stream.write(content)
+
+
+def damaged_and_full(folder: Path, data: str) -> dict[str, Any]:
+    """Runs whose newest checkpoint is damaged, or whose disk is full, called again; as `straight` but for those."""
+    import logging
+
+    from safetensors import SafetensorError
+
+    from lsvcr.training import align_state
+    from lsvcr.training.align import align
+    from lsvcr.utils.errors import UserError
+
+    wide = {"wide_titles": 4, "taste_texts": 6, "head_start_taste_steps": 2}
+    wide["head_start_vectors"] = str(folder / "untuned")
+
+    def refused(name: str, **changes: Any) -> str:
+        try:
+            align(settings(data, folder / name, **wide, **changes))
+        except UserError as error:
+            return str(error)
+        return ""
+
+    # Checkpoints after every step, validations as before; dies when 4 steps are done.
+    undo = stop_before(4)
+    for name, limit in (("kept", 3), ("alone", 0)):
+        with suppress(Stopped):
+            align(settings(data, folder / name, **wide, save_steps=1, eval_steps=2, save_total_limit=limit))
+    undo()
+    found: dict[str, Any] = {"kept": sorted(path.name for path in (folder / "kept").glob("step-*"))}
+    for name in ("kept", "alone"):
+        flip_a_byte(folder / name / "last" / "trainer.safetensors")
+    found["damaged_alone"] = refused("alone")
+    told: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("lsvcr").addHandler(listener)
+    found["damaged_kept"] = refused("kept", save_total_limit=3, eval_steps=2, save_steps=1)
+    found["told"] = [line for line in told if "damaged" in line]
+    found["kept_in_the_end"] = sorted(path.name for path in (folder / "kept").glob("step-*"))
+
+    real, writes = align_state.save_file, []
+
+    def full(tensors: Any, path: Any) -> None:
+        writes.append(path)
+        if len(writes) == 2:  # trainer.safetensors of the second checkpoint
+            Path(path).write_bytes(b"half of it")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        real(tensors, path)
+
+    align_state.save_file = full  # type: ignore[assignment]
+    found["full"] = refused("full")
+    align_state.save_file = real
+    found["left_by_the_full"] = sorted(path.name for path in (folder / "full").iterdir())
+    found["full_again"] = refused("full")
+    return found
+
+
 def first_gradients(folder: Path, data: str) -> dict[str, Any]:
     """Losses and averaged gradients of one micro-batch of 6 samples, fp32, dropout off.
 
@@ -208,6 +271,7 @@ def single_process_runs(folder: Path, data: str) -> dict[str, Any]:
 
     contrast_runs(folder, data)
     found: dict[str, Any] = {**first_gradients(folder, data), **straight_and_cut(folder, data)}
+    found |= damaged_and_full(folder, data)
 
     def refused(**changes: Any) -> str:
         try:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +34,15 @@ def logged(run: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if name != "train/tokens_per_s"} for line in lines]
 
 
+ENDS = (
+    "last/trainer.safetensors",
+    "last/sr.safetensors",
+    "last/adapter/adapter_model.safetensors",
+    "best/sr.safetensors",
+    "best/adapter/adapter_model.safetensors",
+)
+"""What a run leaves."""
+
 Runs = tuple[Path, list[dict]]
 """The folder of some runs, and what each process found."""
 
@@ -60,13 +68,7 @@ def test_a_killed_run_called_again_ends_with_the_bits_of_an_uninterrupted_one(
     folder, found = request.getfixturevalue(runs)
     assert "last" in found[0]["left_by_the_killed"]
     straight, cut = folder / "straight", folder / "cut"
-    for name in (
-        "last/trainer.safetensors",
-        "last/sr.safetensors",
-        "last/adapter/adapter_model.safetensors",
-        "best/sr.safetensors",
-        "best/adapter/adapter_model.safetensors",
-    ):
+    for name in ENDS:
         same_tensors(straight / name, cut / name)
     for name in ("wide_rec", "taste"):
         assert any(f"train/{name}" in line for line in logged(straight))
@@ -74,6 +76,38 @@ def test_a_killed_run_called_again_ends_with_the_bits_of_an_uninterrupted_one(
     standing = read_json(cut / "last" / "trainer.json")
     assert standing["step"] == 5
     assert not [path for path in cut.iterdir() if path.name.startswith((".tmp", ".old"))]
+
+
+def test_a_damaged_checkpoint_is_told_and_an_older_one_taken(one: Runs) -> None:
+    """A flipped bit in last/; what follows from the older checkpoint are the bits of the uninterrupted run."""
+    folder, found = one[0], one[1][0]
+    assert found["kept"] == ["step-000002", "step-000003", "step-000004"]
+    file = folder / "alone" / "last" / "trainer.safetensors"
+    assert found["damaged_alone"].startswith(f"{file} is damaged: its checksum is not")
+    assert "--resume False" in found["damaged_alone"] and "--save_total_limit" in found["damaged_alone"]
+    assert found["damaged_kept"] == ""
+    (told,) = found["told"]
+    kept = folder / "kept"
+    assert f"{kept / 'last' / 'trainer.safetensors'} is damaged" in told
+    assert f"{kept / 'step-000004' / 'trainer.safetensors'} is damaged" in told
+    assert f"goes on from {kept / 'step-000003'}" in told
+    assert found["kept_in_the_end"] == ["step-000003", "step-000004", "step-000005"]
+    for name in ENDS:
+        same_tensors(folder / "straight" / name, kept / name)
+    same_tensors(
+        folder / "straight" / "last" / "trainer.safetensors", kept / "step-000005" / "trainer.safetensors"
+    )
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(one: Runs) -> None:
+    folder, found = one[0], one[1][0]
+    run = folder / "full"
+    assert found["full"].startswith(f"the disk of {run} is full: the next checkpoint takes 0.")
+    assert f"it goes on from step 2, {run / 'last'} is intact" in found["full"]
+    assert not [name for name in found["left_by_the_full"] if name.startswith((".tmp", ".new", ".old"))]
+    assert found["full_again"] == ""
+    for name in ENDS:
+        same_tensors(folder / "straight" / name, run / name)
 
 
 def test_one_process_with_a_batch_equals_two_with_half_of_it(one: Runs, two: Runs) -> None:
@@ -108,7 +142,7 @@ def test_the_standing_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "last").mkdir()
     (tmp_path / "last" / "trainer.json").write_text('{"step": 3, "best": null, "seconds": 1.0}')
     with pytest.raises(UserError, match=r"trainer.json has no window, so another version.*--resume False"):
-        read_trainer(tmp_path)
+        read_trainer(tmp_path / "last")
 
 
 def test_wrong_settings_are_told_before_anything_is_loaded(one: Runs) -> None:
@@ -175,7 +209,8 @@ def test_artefacts_explain_themselves(one: Runs) -> None:
     manifest = read_json(folder / "plain" / "best" / "manifest.json")
     assert manifest["kind"] == "stage-one"
     assert manifest["settings"]["model_name_or_path"] == "tiny-random"
-    assert set(manifest["files"]) == {"sr.safetensors", "adapter/adapter_model.safetensors"}
+    adapter_files = {"adapter/adapter_model.safetensors", "adapter/adapter_config.json"}
+    assert set(manifest["files"]) == {"sr.safetensors", *adapter_files}
     assert {"torch", "deepspeed", "peft"} <= set(manifest["versions"])
     best = max(line["val/selection"] for line in logged(folder / "plain") if "val/selection" in line)
     assert manifest["metrics"]["selection"] == best
@@ -195,46 +230,6 @@ def test_lora_can_be_turned_off_and_a_run_started_anew(one: Runs) -> None:
     assert manifest["step"] == 2
     assert (folder / "best" / "adapter").is_dir()
     assert [line["step"] for line in logged(folder) if "train/loss" in line] == [2]
-
-
-def test_kill_9_at_any_moment_costs_nothing_but_time(tiny_data: Path, tmp_path: Path) -> None:
-    """The program itself, killed from outside: once in its first steps, once while it writes checkpoints."""
-
-    def start(name: str) -> subprocess.Popen:
-        command = [
-            sys.executable, str(ROOT / "train.py"), "--model_name_or_path", "tiny-random",
-            "--data_path", str(tiny_data), "--output_dir", str(tmp_path / name), "--hidden", "16",
-            "--max_phis_len", "4", "--max_chis_len", "4", "--max_source_length", "1500", "--eval_pool", "4",
-            "--max_steps", "12", "--save_steps", "1", "--gradient_checkpointing", "False", "--report_to", "none",
-        ]  # fmt: skip
-        return subprocess.Popen(
-            command,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    def step() -> int:
-        standing = tmp_path / "cut" / "last" / "trainer.json"
-        try:
-            return int(read_json(standing)["step"])
-        except UserError:  # not there, or being exchanged for the next
-            return 0
-
-    straight = start("straight")
-    for least in (1, 5):
-        victim = start("cut")
-        while step() < least:
-            assert victim.poll() is None
-            time.sleep(0.01)
-        victim.kill()
-        victim.wait()
-    assert step() < 12
-    assert start("cut").wait() == 0 and straight.wait() == 0
-    for name in ("last/trainer.safetensors", "best/sr.safetensors", "best/adapter/adapter_model.safetensors"):
-        same_tensors(tmp_path / "straight" / name, tmp_path / "cut" / name)
-    assert logged(tmp_path / "straight") == logged(tmp_path / "cut")
-    assert not [path for path in (tmp_path / "cut").iterdir() if path.name.startswith((".tmp", ".old"))]
 
 
 def test_the_whole_line_under_torchrun(tiny_data: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lsvcr.training.engine import read_config
+from lsvcr.training.engine_parts import is_cut
 from lsvcr.training.schedule import learning_rate_factor
 from lsvcr.utils.errors import UserError
 
@@ -23,6 +24,13 @@ def test_the_file_of_the_wanted_precision_is_taken() -> None:
     assert bf16["bf16"]["enabled"] is True
     assert fp32["bf16"]["enabled"] is False
     assert bf16["zero_optimization"] == fp32["zero_optimization"]
+    assert bf16["data_types"]["grad_accum_dtype"] == "fp32"
+
+
+def test_zero_3_is_the_other_stage_that_is_read() -> None:
+    bf16, fp32 = (read_config(ROOT / "config" / "ds_z3_bf16.json", bf16=wanted) for wanted in (True, False))
+    assert bf16["zero_optimization"] == fp32["zero_optimization"]
+    assert is_cut(bf16) and not is_cut(read_config("config/ds_z2_bf16.json", bf16=True)) and not is_cut(None)
     assert bf16["data_types"]["grad_accum_dtype"] == "fp32"
 
 

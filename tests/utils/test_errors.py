@@ -90,7 +90,7 @@ def test_launched_processes_end_in_one_sentence(tmp_path: Path, who, code, expec
     )
     assert done.returncode == code
     if expected is None:
-        assert "ValueError: a defect" in done.stderr and "FAILED" in done.stderr
+        assert "ValueError: a defect" in done.stderr and "process 0 failed with exit code 1" in done.stderr
     else:
         assert done.stderr == expected
 
