@@ -4,9 +4,11 @@ Every process writes what it found to `results.RANK.pt`; the tests read it.
 """
 
 import dataclasses
+import io
+import logging
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,17 @@ def _process(
 def settings(data: str, out: Path, **changes: Any) -> AlignSettings:
     """`BASE` with changes."""
     return dataclasses.replace(BASE, data_path=data, output_dir=str(out), **changes)
+
+
+class Kept(logging.Handler):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 class Stopped(BaseException):
@@ -297,11 +310,19 @@ def single_process_runs(folder: Path, data: str) -> dict[str, Any]:
 
     # Learning, without LoRA and with the last checkpoint kept.
     align(settings(data, folder / "heads_only", lora=False, load_best_model_at_end=False, max_steps=3))
+    said = logging.getLogger("lsvcr.training.align")
+    said.addHandler(own := Kept())
     align(
         settings(
-            data, folder / "learns", max_steps=20, per_device_train_batch_size=8, learning_rate=3e-3, bf16=False,
+            data, folder / "learns", max_steps=22, per_device_train_batch_size=8, learning_rate=3e-3, bf16=False,
             save_strategy="no", logging_steps=1, lr_scheduler_type="constant", **NO_DROPOUT,
         )
     )  # fmt: skip
+    said.removeHandler(own)
+    found["learns_said"] = own.lines
     align(settings(data, folder / "heads_only", lora=True, max_steps=2, resume=False))
+
+    with redirect_stdout(io.StringIO()) as told:
+        align(settings(data, folder / "dry", dry_run=True, gradient_accumulation_steps=2, contrast_batch=4))
+    found["dry"] = told.getvalue()
     return found

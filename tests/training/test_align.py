@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -181,10 +182,36 @@ def same_gradients(left: Path, right: Path, losses: list[str]) -> None:
         assert first[f"train/{name}"] == pytest.approx(other[f"train/{name}"], rel=1e-5)
 
 
-def test_loss_falls_in_twenty_steps(one: Runs) -> None:
+def test_loss_falls_in_a_few_steps(one: Runs) -> None:
     losses = [line["train/loss"] for line in logged(one[0] / "learns") if "train/loss" in line]
-    assert len(losses) == 20
+    assert len(losses) == 22
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_a_run_tells_once_when_it_will_end(one: Runs) -> None:
+    (told,) = [line for line in one[1][0]["learns_said"] if "to go, until" in line]
+    assert re.search(r"\d\.\d\d s a step so far: \d+ s to go, until 20\d\d-", told)
+
+
+def test_a_dry_run_tells_what_a_run_will_take_and_writes_nothing(one: Runs) -> None:
+    folder, found = one
+    told = dict(re.split(r"  +", line, maxsplit=1) for line in found[0]["dry"].splitlines()[1:])
+    assert not (folder / "dry").exists()
+    assert re.fullmatch(r"162 \(96 Rec, 66 CommRank\)", told["samples"])
+    assert told["steps"].startswith("5 of 4 samples, 0.12 epochs; 1 process")
+    a_sample, millions, most = (
+        float(number.replace(",", "")) for number in re.findall(r"[\d.,]*\d", told["tokens"])
+    )
+    assert 100 < a_sample < most < 4 * a_sample and millions == pytest.approx(20 * a_sample / 1e6, abs=0.06)
+    parts = [float(number) for number in re.findall(r"\d\.\d\d", told["memory, from shapes"])]
+    assert parts[0] == pytest.approx(sum(parts[1:]), abs=0.03)
+    peak = float(told["memory, measured"].split()[0])
+    assert 0.3 < peak < 5
+    seconds, speed = re.match(
+        r"([\d.]+) s a step, ([\d,]+) tokens a second", told["speed, measured"]
+    ).groups()
+    assert float(seconds) * float(speed.replace(",", "")) == pytest.approx(4 * a_sample, rel=0.5)
+    assert told["time"].endswith("s, and validations and checkpoints")
 
 
 def test_every_loss_part_and_validation_figure_is_logged(one: Runs) -> None:
