@@ -10,14 +10,13 @@ budget, and logits of response tokens alone. Steps (forward and backward) are ta
 process each.
 """
 
-import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from common import middle, report, run_child, tell
+from common import arguments, middle, prepared, report, run_child, tell
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -239,12 +238,7 @@ def one_schedule(name: str, data: str, layers: int) -> None:
 
 def main() -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    parser.add_argument("--quick", action="store_true", help="the demo world alone, 4 layers, one step")
-    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where logs and datasets lie")
+    parser = arguments(__doc__, "the demo world alone, 4 layers, one step")
     parser.add_argument("--layers", type=int, default=0, help="first N layers of the LLM; 0 = all")
     parser.add_argument("--steps", type=int, default=3, help="steps of each schedule and world")
     options = parser.parse_args()
@@ -253,10 +247,7 @@ def main() -> None:
     quiet_third_party()
     figures: dict[str, float] = {}
     for preset in ("demo",) if options.quick else ("demo", "large"):
-        raw, data = options.work / preset, options.work / f"{preset}-data"
-        if not data.exists():
-            run_child(["-m", "lsvcr", "simulate", "--preset", preset, "--out", str(raw)])
-            run_child(["-m", "lsvcr", "prepare", "kuaicomt", "--raw", str(raw), "--out", str(data)])
+        data = prepared(preset, options.work)
         exact = build(settings_for(str(data), options.layers, False), open_dataset(data))
         loss, gradient = difference(schedules(exact), long_batches(exact, 1)[0])
         figures |= {f"{preset}_loss_diff": loss, f"{preset}_max_grad_diff": gradient}

@@ -1,5 +1,6 @@
 """What every benchmark needs: a description of the machine, a measured child process, and one way to report."""
 
+import argparse
 import json
 import os
 import platform
@@ -46,6 +47,37 @@ def run_child(words: Sequence[str]) -> Child:
     if child.returncode:
         raise SystemExit(f"{' '.join(words[:4])} ... ended with code {child.returncode}")
     return Child(seconds, usage.ru_maxrss * 1024 / GB, text)
+
+
+def arguments(about: str, quick: str) -> argparse.ArgumentParser:
+    """The flags of every benchmark; `quick` says what its --quick does."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where logs and datasets lie")
+    return parser
+
+
+def simulated(preset: str, work: Path) -> Path:
+    """Raw logs of a simulated world; made once."""
+    raw = work / preset
+    if not raw.exists():
+        tell(f"simulating the {preset} world into {raw} ...")
+        run_child(["-m", "lsvcr", "simulate", "--preset", preset, "--out", str(raw)])
+    return raw
+
+
+def prepared(preset: str, work: Path) -> Path:
+    """The prepared dataset of a simulated world; made once."""
+    data = work / f"{preset}-data"
+    if not data.exists():
+        prepare(simulated(preset, work), data)
+    return data
+
+
+def prepare(raw: Path, out: Path, *flags: str) -> Child:
+    """`lsvcr prepare kuaicomt` as a process of its own."""
+    return run_child(["-m", "lsvcr", "prepare", "kuaicomt", "--raw", str(raw), "--out", str(out), *flags])
 
 
 def own_peak_gb() -> float:

@@ -11,13 +11,12 @@ own counts (kuaicomt_logs.py; 12 GB of disk). What is compared stands in one run
 - memory of a process that reads batches and of its loader workers, against history length and their number.
 """
 
-import argparse
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import Child, middle, report, run_child, tell
+from common import arguments, middle, prepare, report, run_child, simulated, tell
 from kuaicomt_logs import fold
 
 from lsvcr.data.align_samples import latest_groups
@@ -77,13 +76,8 @@ print(most)
 
 def main() -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    parser.add_argument("--quick", action="store_true", help="the demo preset: seconds, for a look")
+    parser = arguments(__doc__, "the demo preset: seconds, for a look")
     parser.add_argument("--kuaicomt", action="store_true", help="also prepare logs of KuaiComt's own size")
-    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where logs and datasets lie")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each; medians are reported")
     options = parser.parse_args()
     preset = "demo" if options.quick else "large"
@@ -96,20 +90,6 @@ def main() -> None:
     if options.kuaicomt:
         figures |= kuaicomt_figures(simulated("large", options.work), options.work)
     report("data", figures, options.json)
-
-
-def simulated(preset: str, work: Path) -> Path:
-    """Raw logs of a preset, made unless they are there."""
-    raw = work / preset
-    if not (raw / "simulation.json").exists():
-        tell(f"simulating the {preset} preset ...")
-        run_child(["-m", "lsvcr", "simulate", "--preset", preset, "--out", str(raw)])
-    return raw
-
-
-def prepare(raw: Path, out: Path, *flags: str) -> Child:
-    """`lsvcr prepare kuaicomt` as a process of its own."""
-    return run_child(["-m", "lsvcr", "prepare", "kuaicomt", "--raw", str(raw), "--out", str(out), *flags])
 
 
 def prepare_figures(raw: Path, out: Path, repeats: int, size: str) -> dict[str, float]:

@@ -6,13 +6,12 @@ The reference implementation embeds one text at a time. The three take turns on 
 the simulator's `demo` world drawn with a fixed seed, and their vectors are compared.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from common import middle, report, run_child, tell
+from common import arguments, middle, prepared, report, tell
 from torch import Tensor, nn
 
 from lsvcr.data.store import open_dataset
@@ -31,12 +30,7 @@ Ids = Sequence[Sequence[int]]
 
 def main() -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    parser.add_argument("--quick", action="store_true", help="64 texts, 4 layers, one turn")
-    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where logs and datasets lie")
+    parser = arguments(__doc__, "64 texts, 4 layers, one turn")
     parser.add_argument("--layers", type=int, default=0, help="first N layers of the LLM; 0 = all")
     parser.add_argument("--texts", type=int, default=512, help="texts a turn")
     parser.add_argument("--repeats", type=int, default=3, help="turns; medians are reported")
@@ -51,11 +45,7 @@ def main() -> None:
 
 def drawn_texts(work: Path, count: int) -> list[str]:
     """Titles and comments of the demo world in random order."""
-    raw, data = work / "demo", work / "demo-data"
-    if not data.exists():
-        run_child(["-m", "lsvcr", "simulate", "--preset", "demo", "--out", str(raw)])
-        run_child(["-m", "lsvcr", "prepare", "kuaicomt", "--raw", str(raw), "--out", str(data)])
-    dataset = open_dataset(data)
+    dataset = open_dataset(prepared("demo", work))
     every = [*list(dataset.titles())[1:], *list(dataset.contents())[1:]]
     return [every[place] for place in generator(0).permutation(len(every))[:count]]
 

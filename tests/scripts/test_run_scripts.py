@@ -116,6 +116,11 @@ def test_flags_go_to_the_program_and_win_over_keys(scripts):
     assert flag(embed, "checkpoint") == "x"
 
 
+def test_a_dry_run_makes_no_vectors(scripts):
+    (train,) = scripts.commands("run_lora.sh", "--dry-run", "OUTPUT_DIR=x")
+    assert flag(train, "output_dir") == "x" and "--dry-run" in train
+
+
 def test_a_yaml_of_settings_is_followed(scripts):
     file = scripts.here / "run.yaml"
     file.write_text("output_dir: from/yaml\ndata_path: yaml data\n")
