@@ -123,6 +123,9 @@ class AlignSettings(SRSettings):
     lora_r: int = option(8, "LoRA rank")
     lora_alpha: int = option(32, "LoRA alpha")
     lora_dropout: float = option(0.1, "LoRA dropout")
+    load_in_4bit: bool = option(
+        False, "keep the frozen LLM in 4 bits (QLoRA; needs CUDA and the package bitsandbytes)"
+    )
     llm_layers: int = option(0, "use the first N layers of the LLM; 0 = all")
     language: Literal["en", "zh"] = option("en", "language of the prompts")
     tasks: Literal["both", "Rec", "CommRank"] = option("both", "which samples to train on")
@@ -206,6 +209,9 @@ class EmbedSettings:
         0, "tokens (padding included) of a batch; 0 = 1024 on a CPU, 16384 on a GPU"
     )
     bf16: bool | None = option(None, "compute in bfloat16; auto: where the processor has instructions for it")
+    load_in_4bit: bool | None = option(
+        None, "keep the LLM in 4 bits; auto: as in stage one, where this machine can"
+    )
 
 
 @dataclass

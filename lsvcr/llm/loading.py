@@ -32,6 +32,7 @@ from lsvcr.llm.chatglm import MODEL_TYPE as CHATGLM
 from lsvcr.llm.chatglm import glm_config, glm_weights
 from lsvcr.llm.chatglm_tokenizer import is_chatglm_folder, open_tokenizer
 from lsvcr.llm.families import backbone, hidden_size, n_layers, output_head, prepare_tokenizer, truncate
+from lsvcr.llm.four_bits import four_bit_options
 from lsvcr.llm.quiet import quiet
 from lsvcr.llm.tiny import tiny_config, tiny_tokenizer, tiny_weights
 from lsvcr.utils.errors import UserError
@@ -69,7 +70,13 @@ _LAYER_KEY = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
-def load_llm(name_or_path: str, *, dtype: torch.dtype = torch.bfloat16, llm_layers: int = 0) -> Loaded:
+def load_llm(
+    name_or_path: str,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    llm_layers: int = 0,
+    load_in_4bit: bool = False,
+) -> Loaded:
     """Load a causal LM and its tokenizer.
 
     Args:
@@ -78,20 +85,28 @@ def load_llm(name_or_path: str, *, dtype: torch.dtype = torch.bfloat16, llm_laye
         dtype: of the weights. They are loaded in it; casting later would round the rotary frequencies, which
             are kept in float32 (phase errors of 1 rad and more in long prompts).
         llm_layers: use the first N decoder layers; 0 = all.
+        load_in_4bit: keep the weights of linear layers in 4 bits on this process's GPU, see `four_bits`.
 
     Returns:
-        The model on the CPU in evaluation mode, and a tokenizer that pads on the left with an existing token.
+        The model on the CPU (in 4 bits: on the GPU) in evaluation mode, and a tokenizer that pads on the left with
+        an existing token.
 
     Raises:
         UserError: nothing loadable is there; the message names what is missing or what was tried.
     """
+    options = four_bit_options(dtype) if load_in_4bit else {}
     if name_or_path == TINY:
-        loaded = _load_tiny(dtype, llm_layers)
+        loaded = _load_tiny(dtype, llm_layers, options)
     else:
         source = _source(name_or_path, dtype)
-        loaded = (
-            _load_gguf(source, dtype, llm_layers) if _is_gguf(source) else _load(source, dtype, llm_layers)
-        )
+        if not _is_gguf(source):
+            loaded = _load(source, dtype, llm_layers, options)
+        elif load_in_4bit:
+            raise UserError(
+                f"--load_in_4bit: {source} is a GGUF file; give a folder with safetensors or .bin weights"
+            )
+        else:
+            loaded = _load_gguf(source, dtype, llm_layers)
     model, tokenizer = loaded
     prepare_tokenizer(tokenizer, model, name_or_path)
     # Artefacts name the model as the user did, not by the place of a cached copy.
@@ -150,22 +165,22 @@ def _smollm2_tokenizer() -> Path:
     return next((folder for folder in copies if folder.is_dir()), gguf)
 
 
-def _load_tiny(dtype: torch.dtype, llm_layers: int) -> Loaded:
+def _load_tiny(dtype: torch.dtype, llm_layers: int, options: dict[str, Any]) -> Loaded:
     config = tiny_config()
     truncate(config, llm_layers)
     kept = n_layers(config)
     weights = {name: value for name, value in tiny_weights().items() if _layer_of(name) < kept}
     with quiet():
         model = LlamaForCausalLM.from_pretrained(
-            None, config=config, state_dict=weights, dtype=dtype, attn_implementation="sdpa"
+            None, config=config, state_dict=weights, dtype=dtype, attn_implementation="sdpa", **options
         )
     return model, tiny_tokenizer()
 
 
-def _load(source: Path, dtype: torch.dtype, llm_layers: int) -> Loaded:
+def _load(source: Path, dtype: torch.dtype, llm_layers: int, options: dict[str, Any]) -> Loaded:
     """From a folder that was looked over."""
     if _is_chatglm(source):
-        return _load_chatglm(source, dtype, llm_layers)
+        return _load_chatglm(source, dtype, llm_layers, options)
     with _told(source), quiet():
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         truncate(config, llm_layers)
@@ -176,13 +191,14 @@ def _load(source: Path, dtype: torch.dtype, llm_layers: int) -> Loaded:
             trust_remote_code=False,
             attn_implementation=_attention(config),
             output_loading_info=True,
+            **options,
         )
         tokenizer = _tokenizer(source)
     _check_report(source, report, llm_layers)
     return model, tokenizer
 
 
-def _load_chatglm(source: Path, dtype: torch.dtype, llm_layers: int) -> Loaded:
+def _load_chatglm(source: Path, dtype: torch.dtype, llm_layers: int, options: dict[str, Any]) -> Loaded:
     """From a folder as published: translated, since the model class it names is code of its own."""
     with _told(source):
         config = glm_config(source / "config.json")
@@ -198,6 +214,7 @@ def _load_chatglm(source: Path, dtype: torch.dtype, llm_layers: int) -> Loaded:
             dtype=dtype,
             attn_implementation="sdpa",
             output_loading_info=True,
+            **options,
         )
         _check_report(source, report, llm_layers)
         return model, open_tokenizer(source)

@@ -131,10 +131,20 @@ def build(settings: AlignSettings, dataset: Dataset, config: Mapping[str, Any] |
         UserError: settings, data and LLM do not fit one another.
     """
     dtype = compute_dtype(settings.bf16)
+    if settings.load_in_4bit and is_cut(config):
+        raise UserError(
+            "--load_in_4bit keeps the LLM whole on every GPU: give a --deepspeed file with ZeRO stage 2, "
+            "such as config/ds_z2_bf16.json"
+        )
     samples = _samples(settings, dataset, Split.TRAIN)
     fetch_llm(settings.model_name_or_path, dtype)
     with loading_in_parts(config, settings.per_device_train_batch_size, settings.gradient_accumulation_steps):
-        llm, tokenizer = load_llm(settings.model_name_or_path, dtype=dtype, llm_layers=settings.llm_layers)
+        llm, tokenizer = load_llm(
+            settings.model_name_or_path,
+            dtype=dtype,
+            llm_layers=settings.llm_layers,
+            load_in_4bit=settings.load_in_4bit,
+        )
     cut = partial(tokenize, tokenizer, max_tokens=settings.max_text_length)
     bank = TextBank(dataset.titles(), dataset.contents(), cut)
     prompts = _prompts(settings, tokenizer, llm.config.get_text_config())
