@@ -137,6 +137,9 @@ class AlignSettings(SRSettings):
     lora_r: int = option(8, "LoRA rank")
     lora_alpha: int = option(32, "LoRA alpha")
     lora_dropout: float = option(0.1, "LoRA dropout")
+    load_in_4bit: bool = option(
+        False, "keep the frozen LLM in 4 bits (QLoRA; needs CUDA and the package bitsandbytes)"
+    )
     llm_layers: int = option(0, "use the first N layers of the LLM; 0 = all")
     language: Literal["en", "zh"] = option("en", "language of the prompts")
     tasks: Literal["both", "Rec", "CommRank"] = option("both", "which samples to train on")
@@ -234,6 +237,9 @@ class EmbedSettings:
     )
     earlier_dir: str = option("", "with --only_new: folder of the earlier export; empty = output_dir")
     overwrite: bool = option(False, "make files again that are finished and up to date")
+    load_in_4bit: bool | None = option(
+        None, "keep the LLM in 4 bits; auto: as in stage one, where this machine can"
+    )
 
 
 @dataclass

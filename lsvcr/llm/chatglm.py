@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import GlmConfig
 
 from lsvcr.utils.errors import UserError
+from lsvcr.utils.logging import get_logger
 
 MODEL_TYPE = "chatglm"
 """`model_type` in the config.json of a published folder."""
@@ -48,11 +49,14 @@ _FIXED: tuple[tuple[str, Any, Any, str], ...] = (
 
 Report = dict[str, list[str]]
 
+logger = get_logger(__name__)
+
 
 def glm_config(path: Path) -> GlmConfig:
     """The configuration in transformers' terms.
 
-    Dropout of hidden states, which transformers' GLM does not have, is left out: the published models have none.
+    Dropout of hidden states, which transformers' GLM does not have, is left out, and that is said: the published
+    models have none.
 
     Args:
         path: the config.json of a ChatGLM2 or ChatGLM3 folder.
@@ -62,6 +66,11 @@ def glm_config(path: Path) -> GlmConfig:
     """
     legacy = json.loads(path.read_text(encoding="utf-8"))
     _check(path, legacy)
+    if legacy.get("hidden_dropout"):
+        logger.warning(
+            f"{path}: hidden_dropout {legacy['hidden_dropout']} is left out, transformers' GLM has none; "
+            "it would only matter in training"
+        )
     rope = {
         "rope_type": "default",
         "rope_theta": _BASE * legacy.get("rope_ratio", 1),

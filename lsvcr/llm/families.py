@@ -91,7 +91,8 @@ def _is_list(value: Any) -> bool:
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:
-    """Pad on the left with an existing token (the end token if there is no pad) and tell the model.
+    """Pad on the left with an existing token and tell the model. Of pad and end token one serves for both where the
+    other is missing; labels are told by their place, so that an end token that also pads is learned.
 
     The vocabulary is never resized: a new row would be random, and adapters would not fit other copies.
 
@@ -107,13 +108,14 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
             "they are not from the same model: take both from one place"
         )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
-        substitute = tokenizer.eos_token or tokenizer.unk_token
-        if substitute is None:
+        if tokenizer.eos_token is None:
             raise UserError(
                 f"{name}: the tokenizer has neither a pad nor an eos token; "
-                "name one as pad_token in its tokenizer_config.json"
+                "name one as eos_token in its tokenizer_config.json"
             )
-        tokenizer.pad_token = substitute
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.pad_token
     tokenizer.padding_side = "left"
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:

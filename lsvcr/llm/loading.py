@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -31,6 +32,7 @@ from lsvcr.llm.chatglm import MODEL_TYPE as CHATGLM
 from lsvcr.llm.chatglm import glm_config, glm_weights
 from lsvcr.llm.chatglm_tokenizer import is_chatglm_folder, open_tokenizer
 from lsvcr.llm.families import backbone, hidden_size, n_layers, output_head, prepare_tokenizer, truncate
+from lsvcr.llm.four_bits import four_bit_options
 from lsvcr.llm.quiet import quiet
 from lsvcr.llm.tiny import tiny_config, tiny_tokenizer, tiny_weights
 from lsvcr.utils.errors import UserError
@@ -57,6 +59,10 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
+"""Configuration and tokenizer in a hub model."""
+
+_HUB_WEIGHTS = (("model*.safetensors",), ("pytorch_model*.bin",))
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LAYER_KEY = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")
@@ -64,7 +70,13 @@ _LAYER_KEY = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
-def load_llm(name_or_path: str, *, dtype: torch.dtype = torch.bfloat16, llm_layers: int = 0) -> Loaded:
+def load_llm(
+    name_or_path: str,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    llm_layers: int = 0,
+    load_in_4bit: bool = False,
+) -> Loaded:
     """Load a causal LM and its tokenizer.
 
     Args:
@@ -73,20 +85,28 @@ def load_llm(name_or_path: str, *, dtype: torch.dtype = torch.bfloat16, llm_laye
         dtype: of the weights. They are loaded in it; casting later would round the rotary frequencies, which
             are kept in float32 (phase errors of 1 rad and more in long prompts).
         llm_layers: use the first N decoder layers; 0 = all.
+        load_in_4bit: keep the weights of linear layers in 4 bits on this process's GPU, see `four_bits`.
 
     Returns:
-        The model on the CPU in evaluation mode, and a tokenizer that pads on the left with an existing token.
+        The model on the CPU (in 4 bits: on the GPU) in evaluation mode, and a tokenizer that pads on the left with
+        an existing token.
 
     Raises:
         UserError: nothing loadable is there; the message names what is missing or what was tried.
     """
+    options = four_bit_options(dtype) if load_in_4bit else {}
     if name_or_path == TINY:
-        loaded = _load_tiny(dtype, llm_layers)
+        loaded = _load_tiny(dtype, llm_layers, options)
     else:
-        source = _locate(name_or_path, dtype)
-        loaded = (
-            _load_gguf(source, dtype, llm_layers) if _is_gguf(source) else _load(source, dtype, llm_layers)
-        )
+        source = _source(name_or_path, dtype)
+        if not _is_gguf(source):
+            loaded = _load(source, dtype, llm_layers, options)
+        elif load_in_4bit:
+            raise UserError(
+                f"--load_in_4bit: {source} is a GGUF file; give a folder with safetensors or .bin weights"
+            )
+        else:
+            loaded = _load_gguf(source, dtype, llm_layers)
     model, tokenizer = loaded
     prepare_tokenizer(tokenizer, model, name_or_path)
     # Artefacts name the model as the user did, not by the place of a cached copy.
@@ -103,7 +123,7 @@ def fetch_llm(name_or_path: str, dtype: torch.dtype) -> None:
         UserError: nothing loadable is there.
     """
     if name_or_path != TINY:
-        _locate(name_or_path, dtype)
+        _source(name_or_path, dtype)
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
@@ -114,7 +134,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """
     if name_or_path == TINY:
         return tiny_tokenizer()
-    source = _smollm2_tokenizer() if name_or_path == SMOLLM2 else _locate(name_or_path, torch.bfloat16)
+    source = _smollm2_tokenizer() if name_or_path == SMOLLM2 else _locate(name_or_path, weights=False)
     with _told(source), quiet():
         if _is_gguf(source):
             return AutoTokenizer.from_pretrained(Path(source).parent, gguf_file=Path(source).name)
@@ -129,7 +149,7 @@ def load_config(name_or_path: str) -> PretrainedConfig:
     """
     if name_or_path == TINY:
         return tiny_config()
-    source = gguf_file() if name_or_path == SMOLLM2 else _locate(name_or_path, torch.bfloat16)
+    source = gguf_file() if name_or_path == SMOLLM2 else _locate(name_or_path, weights=False)
     with _told(source), quiet():
         if _is_gguf(source):
             return AutoConfig.from_pretrained(Path(source).parent, gguf_file=Path(source).name)
@@ -145,22 +165,22 @@ def _smollm2_tokenizer() -> Path:
     return next((folder for folder in copies if folder.is_dir()), gguf)
 
 
-def _load_tiny(dtype: torch.dtype, llm_layers: int) -> Loaded:
+def _load_tiny(dtype: torch.dtype, llm_layers: int, options: dict[str, Any]) -> Loaded:
     config = tiny_config()
     truncate(config, llm_layers)
     kept = n_layers(config)
     weights = {name: value for name, value in tiny_weights().items() if _layer_of(name) < kept}
     with quiet():
         model = LlamaForCausalLM.from_pretrained(
-            None, config=config, state_dict=weights, dtype=dtype, attn_implementation="sdpa"
+            None, config=config, state_dict=weights, dtype=dtype, attn_implementation="sdpa", **options
         )
     return model, tiny_tokenizer()
 
 
-def _load(source: str | Path, dtype: torch.dtype, llm_layers: int) -> Loaded:
-    """From a folder that was looked over, or from the hub."""
+def _load(source: Path, dtype: torch.dtype, llm_layers: int, options: dict[str, Any]) -> Loaded:
+    """From a folder that was looked over."""
     if _is_chatglm(source):
-        return _load_chatglm(Path(source), dtype, llm_layers)
+        return _load_chatglm(source, dtype, llm_layers, options)
     with _told(source), quiet():
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         truncate(config, llm_layers)
@@ -171,17 +191,19 @@ def _load(source: str | Path, dtype: torch.dtype, llm_layers: int) -> Loaded:
             trust_remote_code=False,
             attn_implementation=_attention(config),
             output_loading_info=True,
+            **options,
         )
         tokenizer = _tokenizer(source)
     _check_report(source, report, llm_layers)
     return model, tokenizer
 
 
-def _load_chatglm(source: Path, dtype: torch.dtype, llm_layers: int) -> Loaded:
+def _load_chatglm(source: Path, dtype: torch.dtype, llm_layers: int, options: dict[str, Any]) -> Loaded:
     """From a folder as published: translated, since the model class it names is code of its own."""
-    with _told(source), quiet():
+    with _told(source):
         config = glm_config(source / "config.json")
         truncate(config, llm_layers)
+    with _told(source), quiet():
         file = next(source / name for name in _WEIGHTS if (source / name).is_file())
         weights, report = glm_weights(file, config, dtype)
         _check_report(source, report, llm_layers)
@@ -192,29 +214,29 @@ def _load_chatglm(source: Path, dtype: torch.dtype, llm_layers: int) -> Loaded:
             dtype=dtype,
             attn_implementation="sdpa",
             output_loading_info=True,
+            **options,
         )
         _check_report(source, report, llm_layers)
         return model, open_tokenizer(source)
 
 
-def _is_chatglm(source: str | Path) -> bool:
-    return isinstance(source, Path) and _read_config(source / "config.json").get("model_type") == CHATGLM
+def _is_chatglm(source: Path) -> bool:
+    return _read_config(source / "config.json").get("model_type") == CHATGLM
 
 
-def _tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+def _tokenizer(source: Path) -> PreTrainedTokenizerBase:
     """ChatGLM's own where it lies: of its files transformers makes another one, without a word."""
-    if isinstance(source, Path) and is_chatglm_folder(source):
+    if is_chatglm_folder(source):
         return open_tokenizer(source)
     return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
-def _load_gguf(source: str | Path, dtype: torch.dtype, llm_layers: int) -> Loaded:
-    path = Path(source)
+def _load_gguf(path: Path, dtype: torch.dtype, llm_layers: int) -> Loaded:
     # Newer transformers can keep GGUF weights packed, which neither LoRA nor the CPU can use.
     dense: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):
         dense["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with _told(source), quiet():
+    with _told(path), quiet():
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         truncate(config, llm_layers)
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -227,17 +249,22 @@ def _load_gguf(source: str | Path, dtype: torch.dtype, llm_layers: int) -> Loade
             **dense,
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    _check_report(source, report, llm_layers)
+    _check_report(path, report, llm_layers)
     # The weights are plain ones now; with the note left in, a saved copy would ask for GGUF again.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return model, tokenizer
 
 
-def _locate(name: str, dtype: torch.dtype) -> str | Path:
-    """A looked-over folder, a GGUF file, or a hub id."""
+def _source(name: str, dtype: torch.dtype) -> Path:
+    """A looked-over folder with weights, or a GGUF file."""
     if name == SMOLLM2:
         return dense_folder(dtype, lambda gguf, precision: _load_gguf(gguf, precision, 0))
+    return _locate(name)
+
+
+def _locate(name: str, *, weights: bool = True) -> Path:
+    """A folder, here or downloaded, or a GGUF file; looked over where `weights` are wanted too."""
     path = Path(name).expanduser()
     if path.is_dir():
         return _check_folder(path)
@@ -254,7 +281,21 @@ def _locate(name: str, dtype: torch.dtype) -> str | Path:
     nearest = difflib.get_close_matches(name.lower(), [SMOLLM2, TINY], n=1, cutoff=0.75)
     if nearest and "/" not in name:
         raise UserError(f"no LLM is called {name!r}: did you mean {nearest[0]}?")
-    return name
+    return _download(name, weights)
+
+
+def _download(name: str, weights: bool) -> Path:
+    """The folder of a hub model in the hub's own cache; without a network, what is there.
+
+    A folder, because ChatGLM's must be read without the code that its configuration names. Of two formats of the
+    weights only safetensors is taken.
+    """
+    small, best, other = list(_SMALL_FILES), list(_HUB_WEIGHTS[0]), list(_HUB_WEIGHTS[1])
+    with _told(name):
+        folder = Path(snapshot_download(name, allow_patterns=small + best if weights else small))
+        if weights and not any((folder / file).is_file() for file in _WEIGHTS[:2]):
+            folder = Path(snapshot_download(name, allow_patterns=small + other))
+    return _check_folder(folder) if weights else folder
 
 
 def _check_folder(folder: Path) -> Path:

@@ -15,9 +15,12 @@ from lsvcr.llm.quiet import quiet
 from lsvcr.nn.dropout import Dropout
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import read_json, write_json
+from lsvcr.utils.logging import get_logger
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+
+logger = get_logger(__name__)
 
 
 def add_lora(model: PreTrainedModel, r: int, alpha: int, dropout: float) -> PeftModel:
@@ -114,6 +117,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, trainable: bool = F
     try:
         config = PeftConfig.from_pretrained(str(source))
         config.inference_mode = not trainable
+        trained_on = config.base_model_name_or_path  # peft writes the new model's name over it
         with quiet():
             adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     except (ValueError, TypeError, KeyError) as error:
@@ -122,8 +126,14 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, trainable: bool = F
     if told:
         adapted.unload()
         raise UserError(
-            f"the adapter in {source} is of another LLM than this one ({config.base_model_name_or_path!r}, "
+            f"the adapter in {source} is of another LLM than this one ({trained_on!r}, "
             f"or another --llm_layers): {told}. Load it on the model it was trained on."
+        )
+    # Its weights may be the same under another name, so this is no error.
+    if trained_on not in (None, "", model.name_or_path):
+        logger.warning(
+            f"the adapter in {source} was trained on {trained_on!r}, not on {model.name_or_path!r}: see that both "
+            "are the same model"
         )
     set_peft_model_state_dict(adapted, saved)
     for name, parameter in adapted.named_parameters():

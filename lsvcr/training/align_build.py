@@ -149,19 +149,23 @@ def build(settings: AlignSettings, dataset: Dataset, config: Mapping[str, Any] |
         UserError: settings, data and LLM do not fit one another.
     """
     dtype = compute_dtype(settings.bf16)
+    if settings.load_in_4bit and is_cut(config):
+        raise UserError(
+            "--load_in_4bit keeps the LLM whole on every GPU: give a --deepspeed file with ZeRO stage 2, "
+            "such as config/ds_z2_bf16.json"
+        )
     samples = _samples(settings, dataset, Split.TRAIN)
     fetch_llm(settings.model_name_or_path, dtype)
     with loading_in_parts(config, settings.per_device_train_batch_size, settings.gradient_accumulation_steps):
-        llm, tokenizer = load_llm(settings.model_name_or_path, dtype=dtype, llm_layers=settings.llm_layers)
+        llm, tokenizer = load_llm(
+            settings.model_name_or_path,
+            dtype=dtype,
+            llm_layers=settings.llm_layers,
+            load_in_4bit=settings.load_in_4bit,
+        )
     cut = partial(tokenize, tokenizer, max_tokens=settings.max_text_length)
     bank = TextBank(dataset.titles(), dataset.contents(), cut)
-    prompts = PromptBuilder(
-        tokenizer,
-        language=settings.language,
-        max_source=_source_length(settings, llm.config.get_text_config()),
-        max_target=settings.max_target_length,
-        max_text=settings.max_text_length,
-    )
+    prompts = _prompts(settings, tokenizer, llm.config.get_text_config())
     collator = AlignCollator(bank, prompts)
     budget = settings.text_token_budget or (GPU_BUDGET if torch.cuda.is_available() else CPU_BUDGET)
     pad_id = int(tokenizer.pad_token_id)
@@ -238,16 +242,34 @@ def _evaluator(
     )
 
 
-def _source_length(settings: AlignSettings, config: Any) -> int:
-    """The longest prompt: what is asked for, or what the LLM's window leaves beside the response."""
+def _prompts(settings: AlignSettings, tokenizer: Any, config: Any) -> PromptBuilder:
+    """Prompts that the LLM's window holds together with the response."""
     window = int(getattr(config, "max_position_embeddings", 0) or 0)
-    if not window or settings.max_source_length + settings.max_target_length <= window:
-        return settings.max_source_length
-    allowed = window - settings.max_target_length
-    logger.info(
-        f"prompts are cut at {allowed} tokens: the LLM reads {window} at once, responses take the rest"
-    )
-    return allowed
+    source = settings.max_source_length
+    if window and source + settings.max_target_length > window:
+        source = window - settings.max_target_length
+        logger.info(
+            f"prompts are cut at {source} tokens: the LLM reads {window} at once, responses take the rest"
+        )
+    if window and settings.max_text_length > window:
+        raise UserError(
+            f"--max_text_length {settings.max_text_length}: the LLM reads {window} tokens at once; give less"
+        )
+    try:
+        return PromptBuilder(
+            tokenizer,
+            language=settings.language,
+            max_source=source,
+            max_target=settings.max_target_length,
+            max_text=settings.max_text_length,
+        )
+    except UserError as error:
+        if source == settings.max_source_length:
+            raise
+        raise UserError(
+            f"the LLM reads {window} tokens at once, which leaves {source} for a prompt beside --max_target_length "
+            f"{settings.max_target_length}: {error}; or lower --max_target_length, or take an LLM with a longer window"
+        ) from error
 
 
 def _model(settings: AlignSettings, llm: Any, pad_id: int, budget: int) -> AlignedModel:

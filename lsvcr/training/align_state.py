@@ -13,6 +13,7 @@ import fcntl
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from lsvcr.llm.aligned import AlignedModel
 from lsvcr.llm.lora import WEIGHTS_FILE, adapter_tensors, delta_norm, save_adapter
 from lsvcr.models.checkpoint import save_into
 from lsvcr.schema import ADAPTER_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE, STAGE_ONE, TRAINER_FILE
+from lsvcr.settings import AlignSettings
 from lsvcr.training.align_keep import FILES, checkpoint_bytes, file_hashes, full_disk_told, settle
 from lsvcr.training.engine import MOMENTS, open_moments
 from lsvcr.training.engine_parts import set_master, set_parameter, shape
@@ -188,7 +190,8 @@ def check_same_run(last: Path, settings: Mapping[str, Any], data_hash: str, glob
         UserError: names every difference and the ways out.
     """
     manifest = read_json(last / MANIFEST_FILE)
-    before = manifest["settings"]
+    # A setting that the run's version did not have yet: it did what the default does.
+    before = {**asdict(AlignSettings()), **manifest["settings"]}
     differences = [
         f"{name} was {before.get(name)!r}, is {value!r}"
         for name, value in settings.items()

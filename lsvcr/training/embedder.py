@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import lsvcr
 from lsvcr.llm.encoder import encode_inference, tokenize
 from lsvcr.llm.families import backbone, hidden_size, n_layers, unwrap
+from lsvcr.llm.four_bits import in_four_bits, obstacle
 from lsvcr.llm.loading import load_llm
 from lsvcr.llm.lora import load_adapter
 from lsvcr.models import checkpoint as checkpoints
@@ -112,13 +113,23 @@ def load_embedder(settings: EmbedSettings, source: Path | None) -> Embedder:
     if source is None:
         if not settings.model_name_or_path:
             raise UserError("name the LLM with --model_name_or_path, or a stage-one run with --checkpoint")
-        loaded = load_llm(settings.model_name_or_path, dtype=dtype, llm_layers=settings.llm_layers)
+        loaded = load_llm(
+            settings.model_name_or_path,
+            dtype=dtype,
+            llm_layers=settings.llm_layers,
+            load_in_4bit=bool(settings.load_in_4bit),
+        )
         return _embedder(settings, *loaded, head=None, parent=None, trained_length=0)
     tensors, manifest = checkpoints.load(source)
     _check_files(source, manifest)
     trained = _stage_one_settings(source, manifest)
     name = settings.model_name_or_path or trained["model_name_or_path"]
-    model, tokenizer = load_llm(name, dtype=dtype, llm_layers=trained["llm_layers"])
+    model, tokenizer = load_llm(
+        name,
+        dtype=dtype,
+        llm_layers=trained["llm_layers"],
+        load_in_4bit=_in_four_bits(settings, bool(trained.get("load_in_4bit"))),
+    )
     head = _load_head(source, tensors, hidden_size(model))
     if (source / ADAPTER_DIR).is_dir():
         model = load_adapter(model, source / ADAPTER_DIR)
@@ -133,6 +144,18 @@ def load_embedder(settings: EmbedSettings, source: Path | None) -> Embedder:
         )
     parent = sha256_file(source / MANIFEST_FILE)
     return _embedder(settings, model, tokenizer, head, parent, trained_length=length)
+
+
+def _in_four_bits(settings: EmbedSettings, trained: bool) -> bool:
+    """As asked for, else as in stage one where this machine can."""
+    if settings.load_in_4bit is not None:
+        return settings.load_in_4bit
+    if trained and obstacle():
+        _log.warning(
+            "stage one kept the LLM in 4 bits, here it is read whole, which changes the vectors a little: %s",
+            obstacle(),
+        )
+    return trained and not obstacle()
 
 
 def _embedder(
@@ -161,7 +184,8 @@ def _embedder(
         },
     }
     return Embedder(
-        backbone=backbone(model.to(device).eval()),
+        # In 4 bits it is on its GPU already, and may not be moved.
+        backbone=backbone((model if in_four_bits(model) else model.to(device)).eval()),
         tokenizer=tokenizer,
         head=None if head is None else head.to(device).eval(),
         full_width=hidden_size(model),

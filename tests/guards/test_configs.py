@@ -43,5 +43,7 @@ def test_an_accelerate_file_is_one(path: Path):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIG.glob("*.json")), ids=lambda path: path.name)
-def test_a_deepspeed_file_is_json_of_stage_2(path: Path):
-    assert json.loads(path.read_text())["zero_optimization"]["stage"] == 2
+def test_a_deepspeed_file_is_of_the_stage_and_precision_in_its_name(path: Path):
+    content = json.loads(path.read_text())
+    precision = "bf16" if content["bf16"]["enabled"] else "fp32"
+    assert path.name == f"ds_z{content['zero_optimization']['stage']}_{precision}.json"

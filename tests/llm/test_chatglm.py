@@ -1,6 +1,7 @@
 """ChatGLM folders as published: the original code's numbers come out, and what does not fit is named."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -176,6 +177,15 @@ def test_configuration_key_by_key(folder):
     rewrite(path, pad_token_id=None, eos_token_id=None, quantization_bit=0, tie_word_embeddings=True)
     again = glm_config(path)
     assert (again.pad_token_id, again.eos_token_id, again.tie_word_embeddings) == (0, 2, False)
+
+
+def test_dropout_that_is_left_out_is_said(folder, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("lsvcr"), "propagate", True)
+    load_llm(str(folder), dtype=torch.float32)
+    assert caplog.text == ""
+    rewrite(folder / "config.json", hidden_dropout=0.1)
+    load_llm(str(folder), dtype=torch.float32)
+    assert f"{folder / 'config.json'}: hidden_dropout 0.1 is left out" in caplog.text
 
 
 @pytest.mark.parametrize("ratio", [1, 50])

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GlmConfig, GlmForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
+from lsvcr.data.prompts import PromptBuilder
 from lsvcr.llm import loading
 from lsvcr.llm.families import LORA_TARGETS, lora_targets
 from lsvcr.llm.loading import TINY, backbone, hidden_size, load_llm, output_head
@@ -218,10 +219,11 @@ def test_any_hub_failure_says_what_was_tried(monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", fail)
-    with pytest.raises(UserError, match="'somebody/model' is no folder here.*\n.*network") as caught:
-        load_llm("somebody/model")
-    assert caught.value.__cause__ is error
+    monkeypatch.setattr(loading, "snapshot_download", fail)
+    for load in (load_llm, loading.load_config, loading.load_tokenizer):
+        with pytest.raises(UserError, match="'somebody/model' is no folder here.*\n.*network") as caught:
+            load("somebody/model")
+        assert caught.value.__cause__ is error
 
 
 def test_pad_token_is_an_existing_one(tiny, folder):
@@ -231,10 +233,21 @@ def test_pad_token_is_an_existing_one(tiny, folder):
     model, tokenizer = load_llm(str(folder))
     assert tokenizer.pad_token == "</s>" and model.config.pad_token_id == 2
     assert model.get_input_embeddings().num_embeddings == 260
-    words.eos_token = words.unk_token = None
+    words.eos_token = None
     words.save_pretrained(folder)
     with pytest.raises(UserError, match="neither a pad nor an eos"):
         load_llm(str(folder))
+
+
+def test_a_tokenizer_without_an_end_token_ends_with_its_padding(tiny, folder):
+    """A response needs an end; its label is told by its place, not by its id, so padding is not learned."""
+    words = tiny_tokenizer()
+    words.eos_token = None
+    words.save_pretrained(folder)
+    _, tokenizer = load_llm(str(folder))
+    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<pad>", "<pad>")
+    prompts = PromptBuilder(tokenizer, language="en", max_source=900, max_target=9, max_text=20)
+    assert prompts.response("so calm")[-1] == tokenizer.pad_token_id
 
 
 def test_tokenizer_of_another_model(folder):

@@ -1,6 +1,7 @@
 """LoRA adapters: where they sit, that a saved one comes back exactly, and whose they are."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -98,6 +99,18 @@ def test_an_adapter_of_another_shape_or_family_is_refused(tmp_path):
     (tmp_path / lora.CONFIG_FILE).write_text(json.dumps(config))
     with pytest.raises(UserError, match="does not fit this LLM"):
         load_adapter(fresh(), tmp_path)
+
+
+def test_an_adapter_of_a_model_of_the_same_shape_is_told(tmp_path, caplog, monkeypatch):
+    """Names may differ for the same weights, a folder moved for instance, so this is no error."""
+    monkeypatch.setattr(logging.getLogger("lsvcr"), "propagate", True)
+    save_adapter(trained(), tmp_path)
+    load_adapter(fresh(), tmp_path)
+    assert caplog.text == ""
+    other = fresh()
+    other.name_or_path = "another/model"
+    load_adapter(other, tmp_path)
+    assert f"was trained on {TINY!r}, not on 'another/model'" in caplog.text
 
 
 def test_a_folder_without_adapter_and_a_damaged_one(tmp_path):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -293,7 +294,9 @@ def single_process_runs(folder: Path, data: str) -> dict[str, Any]:
             return str(error)
         return ""
 
-    align(settings(data, folder / "plain"))
+    with mock.patch("lsvcr.training.align.warn_if_tight") as warn:
+        align(settings(data, folder / "plain"))
+    found["estimated"] = warn.call_args.args[1:]
     found["other_settings"] = refused(learning_rate=1e-2, lora_r=4)
     found["other_batch"] = refused(per_device_train_batch_size=4)
     found["free_settings"] = refused(logging_steps=1, text_token_budget=99, save_steps=7)

@@ -111,6 +111,14 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(one: Runs) -> 
         same_tensors(folder / "straight" / name, run / name)
 
 
+def test_the_size_of_checkpoints_is_known_before_the_run_starts(one: Runs) -> None:
+    last, best, limit = one[1][0]["estimated"]
+    assert limit == 0
+    for estimate, name in ((last, "last"), (best, "best")):
+        files = (one[0] / "plain" / name).rglob("*.safetensors")
+        assert estimate == pytest.approx(sum(file.stat().st_size for file in files), rel=0.15)
+
+
 def test_one_process_with_a_batch_equals_two_with_half_of_it(one: Runs, two: Runs) -> None:
     """Loss parts, gradients and cached states, where process 0 has only Rec and process 1 only CommRank samples."""
     whole, halves = one[1][0], two[1]
