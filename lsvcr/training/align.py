@@ -328,11 +328,12 @@ class AlignTrainer:
     def _look_for_room(self) -> None:
         """Warn where the disk cannot hold the run's checkpoints."""
         if is_main():
-            heads, trained = self._parts.model.heads, trainable(self._engine.module).values()
-            cache = self._wide.cache.state() if self._wide else {}
-            # Adapters have the precision they compute in, all else float32.
-            best = 4 * sum(map(numel, heads.parameters())) + sum(numel(p) * p.element_size() for p in trained)
-            last = best + 12 * sum(map(numel, trained)) + checkpoint_bytes(cache)
+            model, cache = self._parts.model, self._wide.cache.state() if self._wide else {}
+            adapters = [p for p in model.llm.parameters() if p.requires_grad]
+            heads = sum(map(numel, model.heads.parameters()))
+            # Adapters have the precision they compute in, all else is float32.
+            best = 4 * heads + sum(numel(p) * p.element_size() for p in adapters)
+            last = best + 12 * (heads + sum(map(numel, adapters))) + checkpoint_bytes(cache)
             warn_if_tight(self._run, last, best, self._settings.save_total_limit)
 
     def _introduce(self, start: int) -> None:

@@ -1,5 +1,6 @@
 """How an entry ends: a sentence and a code for what the user can mend, a traceback for our defects."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
