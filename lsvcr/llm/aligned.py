@@ -1,7 +1,6 @@
 """LLM and SR model together, as stage one trains them (LSVCR paper, personalised preference alignment)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from lsvcr.data.align import AlignBatch
 from lsvcr.data.align_taste import TasteBatch
 from lsvcr.data.rank_wide import WideBatch
-from lsvcr.llm.contrast import CONTRASTED, Share
+from lsvcr.llm.contrast import CONTRASTED, Share, Vectors
 from lsvcr.llm.encoder import encode, hidden_states
 from lsvcr.llm.families import backbone, output_head
 from lsvcr.llm.wide import TasteLoss, TextStates, WideLoss
@@ -22,22 +21,6 @@ from lsvcr.nn.similarity import unit
 from lsvcr.utils.seeding import generator
 
 _POSITION_STREAM = 21
-
-
-@dataclass
-class Vectors:
-    """What the losses of B samples are made of; float32."""
-
-    users: Tensor
-    """(B, d) SR user vectors: Rec from the video history, CommRank from the comment history."""
-    others: Tensor
-    """(B, d) the same pooling of the other history."""
-    llm_users: Tensor
-    """(B, d) LLM user vectors: last prompt token, projected."""
-    targets: Tensor
-    """(B, d) item vectors of the targets, text alone."""
-    lm: Tensor
-    """(B,) mean cross-entropy of each sample's response tokens."""
 
 
 class AlignedHeads(nn.Module):

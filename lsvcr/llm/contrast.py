@@ -7,7 +7,6 @@ gradient of one large batch, at the price of one more forward pass.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +14,24 @@ from torch import Tensor
 
 from lsvcr.data.align import NO_KEY, AlignBatch
 
-if TYPE_CHECKING:
-    from lsvcr.llm.aligned import AlignedModel, Vectors
-
 CONTRASTED = ("users", "others", "llm_users", "targets")
 """The `Vectors` that the contrastive losses compare."""
+
+
+@dataclass
+class Vectors:
+    """What the losses of B samples are made of; float32."""
+
+    users: Tensor
+    """(B, d) SR user vectors: Rec from the video history, CommRank from the comment history."""
+    others: Tensor
+    """(B, d) the same pooling of the other history."""
+    llm_users: Tensor
+    """(B, d) LLM user vectors: last prompt token, projected."""
+    targets: Tensor
+    """(B, d) item vectors of the targets, text alone."""
+    lm: Tensor
+    """(B,) mean cross-entropy of each sample's response tokens."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +46,15 @@ class Share:
 
 
 def contrast_shares(
-    model: "AlignedModel", batches: Sequence[AlignBatch], read: Callable[[int], "Vectors"]
+    losses: Callable[..., dict[str, Tensor]],
+    total: Callable[[dict[str, Tensor]], Tensor],
+    batches: Sequence[AlignBatch],
+    read: Callable[[int], Vectors],
 ) -> list[Share]:
     """The share of each micro-batch of this process in the contrast of all of them, on all processes.
 
     Args:
-        model: its losses and their weights.
+        losses, total: `AlignedModel.contrasts` and `AlignedModel.contrast_total`.
         batches: K micro-batches of equal size.
         read: gives the vectors of batch k, and the same ones, dropout included, when it is read again.
     """
@@ -54,8 +69,8 @@ def contrast_shares(
         for batch in batches
     ]
     keys = torch.cat([batch.target_keys for batch in batches])
-    losses = model.contrasts(**joined, target_keys=keys, positive_keys=torch.cat(positives))
-    gradients = torch.autograd.grad(model.contrast_total(losses), list(joined.values()))
+    parts = losses(**joined, target_keys=keys, positive_keys=torch.cat(positives))
+    gradients = torch.autograd.grad(total(parts), list(joined.values()))
     chunks = [(gradient * len(batches)).chunk(len(batches)) for gradient in gradients]
-    told = {name: value.detach() for name, value in losses.items()}
+    told = {name: value.detach() for name, value in parts.items()}
     return [Share(dict(zip(CONTRASTED, own, strict=True)), told) for own in zip(*chunks, strict=True)]

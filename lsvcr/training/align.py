@@ -18,8 +18,8 @@ from lsvcr.data.align import AlignBatch, micro_batches, training_loader
 from lsvcr.data.align_taste import TasteBatch
 from lsvcr.data.rank_wide import WideBatch
 from lsvcr.data.store import Dataset, open_dataset
-from lsvcr.llm.aligned import Vectors, draw_positions
-from lsvcr.llm.contrast import Share, contrast_shares
+from lsvcr.llm.aligned import draw_positions
+from lsvcr.llm.contrast import Share, Vectors, contrast_shares
 from lsvcr.models.sr import Positions
 from lsvcr.schema import BEST_DIR, FORMAT_VERSION, LAST_DIR
 from lsvcr.settings import AlignSettings
@@ -237,7 +237,8 @@ class AlignTrainer:
             vectors: Vectors = model.vectors(together[place].batch, together[place].positions)
             return vectors
 
-        return contrast_shares(model, [micro.batch for micro in together], read)
+        batches = [micro.batch for micro in together]
+        return contrast_shares(model.contrasts, model.contrast_total, batches, read)
 
     def _losses(
         self, micro: "_Micro", wide: list[WideBatch | TasteBatch], share: Share | None

@@ -16,11 +16,10 @@ from lsvcr.llm import aligned
 from lsvcr.llm.aligned import (
     AlignedHeads,
     AlignedModel,
-    Vectors,
     draw_positions,
     gather_histories,
 )
-from lsvcr.llm.contrast import CONTRASTED, contrast_shares
+from lsvcr.llm.contrast import CONTRASTED, Vectors, contrast_shares
 from lsvcr.llm.encoder import tokenize
 from lsvcr.llm.lora import add_lora
 from lsvcr.llm.recompute import enable_checkpointing
@@ -253,7 +252,7 @@ def test_a_contrast_over_micro_batches_has_the_gradient_of_one_over_all(
     whole["loss"].backward()
     expected = grads(model)
 
-    shares = contrast_shares(model, batches, read)
+    shares = contrast_shares(model.contrasts, model.contrast_total, batches, read)
     assert grads(model) == {}  # the first pass leaves none
     values = []
     for place, share in enumerate(shares):
