@@ -1,13 +1,15 @@
 """A training step of stage one, against the schedule of the reference implementation.
 
     python scripts/bench/align.py [--json] [--quick] [--work build/bench] [--layers 0] [--steps 3]
+        [--worlds demo large]
 
-Both schedules compute the same losses and gradients of the same model (checked here in float32 with dropout off) on the
+All schedules compute the same losses and gradients of the same model (checked here in float32 with dropout off) on the
 simulator's `demo` and `large` worlds, 2 users with histories 10 + 10. The reference's: vocabulary logits of every
 position of the prompt, and five text passes (titles and comments of both histories, targets), each padded to its
 longest text, every occurrence of a text anew. Ours: each distinct text once, sorted by length in batches of a token
-budget, and logits of response tokens alone. Steps (forward and backward) are taken in turns; memory is that of a
-process each.
+budget, and logits of response tokens alone. The reference computes every layer again in its backward pass; ours does
+that (`full`), keeps products and attention (`selective`) or keeps everything (`kept`, --gradient_checkpointing False).
+Steps (forward and backward) are taken in turns; memory is that of a process each.
 """
 
 import dataclasses
@@ -22,9 +24,11 @@ from torch.nn import functional as F
 
 from lsvcr.data.align import AlignBatch
 from lsvcr.data.store import open_dataset
-from lsvcr.llm.aligned import AlignedModel, Vectors, draw_positions
+from lsvcr.llm.aligned import AlignedModel, draw_positions
+from lsvcr.llm.contrast import Vectors
 from lsvcr.llm.encoder import mean_pool, padded
-from lsvcr.llm.families import backbone, output_head
+from lsvcr.llm.families import backbone, output_head, unwrap
+from lsvcr.llm.recompute import enable_checkpointing
 from lsvcr.models.sr import Positions
 from lsvcr.settings import AlignSettings
 from lsvcr.training.align_build import AlignParts, build
@@ -32,6 +36,8 @@ from lsvcr.utils.logging import quiet_third_party
 
 USERS = 2
 HISTORY = 10
+WAYS = ("full", "selective", "kept")
+LORA_R = AlignSettings.lora_r
 
 MEMORY = """
 import sys
@@ -152,12 +158,22 @@ def long_batches(parts: AlignParts, count: int) -> list[AlignBatch]:
 
 
 def schedules(parts: AlignParts) -> dict[str, AlignedModel]:
-    """Both over one and the same LLM and heads."""
+    """The reference's and every way of ours, over one and the same LLM and heads."""
     own = parts.model
     reference = ReferenceSchedule(
         own.llm, own.heads, pad_id=own._pad_id, text_token_budget=own._budget, weights=own._weights
     )
-    return {"reference": reference.train(), "ours": own.train()}
+    return {"reference": reference.train(), **{f"ours_{way}": own.train() for way in WAYS}}
+
+
+def choose(name: str, model: AlignedModel) -> AlignedModel:
+    """The model, set to recompute as the schedule of this name does; the reference computes whole layers again."""
+    way = name.removeprefix("ours_")
+    if way == "kept":
+        unwrap(model.llm).gradient_checkpointing_disable()
+    else:
+        enable_checkpointing(model.llm, "selective" if way == "selective" else "full", LORA_R)
+    return model
 
 
 def step(model: AlignedModel, batch: AlignBatch) -> tuple[float, float]:
@@ -174,16 +190,19 @@ def difference(models: dict[str, AlignedModel], batch: AlignBatch) -> tuple[floa
     """Largest relative difference of the losses and of any parameter's gradient (over that gradient's largest)."""
     losses, gradients = {}, {}
     for name, model in models.items():
-        _, losses[name] = step(model, batch)
+        _, losses[name] = step(choose(name, model), batch)
         gradients[name] = {
             key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None
         }
     largest = max(float(grad.abs().max()) for grad in gradients["reference"].values())
+    ours = [name for name in models if name != "reference"]
     worst = max(
-        float((gradients["ours"][key] - grad).abs().max() / grad.abs().max().clamp(min=1e-3 * largest))
+        float((gradients[name][key] - grad).abs().max() / grad.abs().max().clamp(min=1e-3 * largest))
+        for name in ours
         for key, grad in gradients["reference"].items()
     )
-    return abs(losses["ours"] - losses["reference"]) / abs(losses["reference"]), worst
+    apart = max(abs(losses[name] - losses["reference"]) for name in ours)
+    return apart / abs(losses["reference"]), worst
 
 
 def world_figures(preset: str, data: Path, layers: int, steps: int) -> dict[str, float]:
@@ -195,13 +214,12 @@ def world_figures(preset: str, data: Path, layers: int, steps: int) -> dict[str,
     used: dict[str, tuple[int, int]] = {}
     for number, batch in enumerate([batches[0], *batches]):
         for name, model in models.items():
-            taken, _ = step(model, batch)
+            taken, _ = step(choose(name, model), batch)
             used[name] = meter.take()
             if number:  # the first one warms up
                 seconds[name].append(taken)
-        tell(
-            f"{preset}: step {number} of {len(batches)}, {', '.join(f'{n} {s[-1:]}' for n, s in seconds.items())}"
-        )
+        told = ", ".join(f"{name} {taken[-1]:.1f} s" for name, taken in seconds.items() if taken)
+        tell(f"{preset}: step {number} of {len(batches)} {told}")
     batch = batches[-1]
     expanded, _ = every_occurrence(batch)
     prompt, distinct = sum(map(len, batch.sequences)), sum(map(len, batch.texts))
@@ -214,17 +232,18 @@ def world_figures(preset: str, data: Path, layers: int, steps: int) -> dict[str,
         return 2 * (body * read + head * rows)
 
     needed = flops(prompt + distinct, sum(batch.response_lengths))
+    took = {name: middle(values) for name, values in seconds.items()}
+    ours = "ours_selective"
     return {
-        f"{preset}_reference_step_s": middle(seconds["reference"]),
-        f"{preset}_ours_step_s": middle(seconds["ours"]),
-        f"{preset}_speedup_vs_reference": middle(seconds["reference"]) / middle(seconds["ours"]),
-        f"{preset}_ours_tokens_per_s": (prompt + distinct) / middle(seconds["ours"]),
+        **{f"{preset}_{name}_step_s": value for name, value in took.items()},
+        **{f"{preset}_ours_{way}_speedup": took["reference"] / took[f"ours_{way}"] for way in WAYS},
+        f"{preset}_{ours}_tokens_per_s": (prompt + distinct) / took[ours],
         f"{preset}_reference_padding_share": 1 - (prompt + occurring) / tokens["reference"],
-        f"{preset}_ours_padding_share": 1 - (prompt + distinct) / tokens["ours"],
+        f"{preset}_ours_padding_share": 1 - (prompt + distinct) / tokens[ours],
         f"{preset}_duplicate_share": 1 - distinct / occurring,
         f"{preset}_prompt_share_of_tokens": prompt / (prompt + distinct),
         f"{preset}_reference_flops_over_needed": flops(tokens["reference"], used["reference"][1]) / needed,
-        f"{preset}_ours_flops_over_needed": flops(tokens["ours"], used["ours"][1]) / needed,
+        f"{preset}_ours_flops_over_needed": flops(tokens[ours], used[ours][1]) / needed,
     }
 
 
@@ -232,8 +251,9 @@ def one_schedule(name: str, data: str, layers: int) -> None:
     """Two steps of one schedule, for a process whose memory is measured."""
     quiet_third_party()
     parts = build(settings_for(data, layers, None), open_dataset(data))
+    model = choose(name, schedules(parts)[name])
     for batch in long_batches(parts, 2):
-        step(schedules(parts)[name], batch)
+        step(model, batch)
 
 
 def main() -> None:
@@ -241,19 +261,20 @@ def main() -> None:
     parser = arguments(__doc__, "the demo world alone, 4 layers, one step")
     parser.add_argument("--layers", type=int, default=0, help="first N layers of the LLM; 0 = all")
     parser.add_argument("--steps", type=int, default=3, help="steps of each schedule and world")
+    parser.add_argument("--worlds", nargs="+", default=["demo", "large"], help="presets of the simulator")
     options = parser.parse_args()
     if options.quick:
-        options.layers, options.steps = 4, 1
+        options.layers, options.steps, options.worlds = 4, 1, ["demo"]
     quiet_third_party()
     figures: dict[str, float] = {}
-    for preset in ("demo",) if options.quick else ("demo", "large"):
+    for preset in options.worlds:
         data = prepared(preset, options.work)
         exact = build(settings_for(str(data), options.layers, False), open_dataset(data))
         loss, gradient = difference(schedules(exact), long_batches(exact, 1)[0])
         figures |= {f"{preset}_loss_diff": loss, f"{preset}_max_grad_diff": gradient}
         del exact
         figures |= world_figures(preset, data, options.layers, options.steps)
-        for name in ("reference", "ours"):
+        for name in ("reference", *(f"ours_{way}" for way in WAYS)):
             here = str(Path(__file__).parent)
             child = run_child(["-c", MEMORY, here, name, str(data), str(options.layers)])
             figures[f"{preset}_{name}_rss_gb"] = float(child.stdout.split()[-1])
