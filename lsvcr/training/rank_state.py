@@ -15,7 +15,7 @@ from lsvcr.models import checkpoint
 from lsvcr.schema import BEST_DIR, LAST_DIR, MANIFEST_FILE, METRICS_FILE, METRICS_LOG_FILE
 from lsvcr.settings import RankSettings
 from lsvcr.utils.errors import UserError
-from lsvcr.utils.io import atomic_dir, read_json
+from lsvcr.utils.io import atomic_dir, read_json, recover
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 ROWS_FILE = "rows_{name}.safetensors"
@@ -94,9 +94,12 @@ class RunFolder:
     def find(self) -> Progress | None:
         """Where an interrupted run of the same settings and data stands; None when there is none.
 
+        Undoes what a kill left half done in exchanging last/ for its successor.
+
         Raises:
             UserError: the run in the folder is another one; the message names what differs.
         """
+        recover(self.last)
         if not (self.last / MANIFEST_FILE).is_file():
             return None
         manifest = read_json(self.last / MANIFEST_FILE)

@@ -154,6 +154,16 @@ def test_interrupted_run_equals_the_uninterrupted_one(
     assert steps == [5, 10, 15]
 
 
+def test_a_kill_between_the_two_renames_of_last_loses_nothing(data: Path, tmp_path: Path) -> None:
+    chosen = settings(data, tmp_path, num_train_epochs=1)
+    run(chosen)
+    folder = training.RunFolder(chosen, training.about(training.set_up(chosen), 1), "no")
+    before = folder.find()
+    (tmp_path / "last").rename(tmp_path / ".old-0123abcd-last")
+    assert before is not None and folder.find() == before
+    assert (tmp_path / "last").is_dir()
+
+
 def test_another_run_in_the_folder_is_refused_and_can_be_replaced(data: Path, tmp_path: Path) -> None:
     run(settings(data, tmp_path, num_train_epochs=1))
     with pytest.raises(UserError, match=r"learning_rate is 0\.1 here and 0\.005 there.*--resume False"):
