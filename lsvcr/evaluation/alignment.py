@@ -22,7 +22,7 @@ def linear_cka(left: Tensor, right: Tensor) -> float:
 
 
 def uniformity(vectors: Tensor) -> float:
-    """How evenly unit vectors lie on the sphere (Wang and Isola 2020, eq. 2 with t = 2): 0 = all the same, and the
+    """How evenly unit vectors lie on the sphere (Wang and Isola 2020, section 4.1.2, t = 2): 0 = all the same, and the
     lower the more even (about -4 for random directions).
 
     Args:

@@ -86,7 +86,7 @@ class AlignedModel(nn.Module):
     Args:
         llm: causal LM or a `PeftModel` around one.
         heads: trained in full; computed in float32 whatever the precision its parameters are kept in.
-        pad_id: fills text batches.
+        pad_id: fills batches of texts and prompts.
         text_token_budget: tokens of one batch of texts or prompts, padding included.
         weights: of the losses `lm`, `rec` and `contrast` (published: 1, 1, 0.5), and of `wide_rec` and
             `taste` where there are wide batches.

@@ -1,8 +1,9 @@
 """Activations that are computed anew in the backward pass instead of being kept: less memory, more time.
 
-`full` keeps the input of every layer alone and pays one more forward pass. `selective` (Korthikanti et al. 2022,
-section 5) also keeps what is dear to compute, the products with the LLM's weights and attention, and repeats the
-rest: norms, rotations, activations, LoRA's thin products.
+`full` keeps the input of every layer alone and pays one more forward pass. `selective` (PyTorch's selective activation
+checkpointing) also keeps what is dear to compute, the products with the LLM's weights and attention, and repeats the
+rest: norms, rotations, activations, LoRA's thin products. Korthikanti et al. 2022, section 5, choose the other way
+round: they repeat attention, because without a fused kernel it is large.
 """
 
 from functools import partial

@@ -32,7 +32,8 @@ def stage_one_memory(
       LoRA's included; fitted to runs of SmolLM2-135M. With full checkpointing every layer keeps its input (h), with
       selective the results of its products (6 h + 2 m); the layer at work keeps all.
     - Vocabulary logits of the responses, three times in float32 (values, probabilities, gradient).
-    - What the allocator loses between blocks of different sizes is not in it; docs/results.md has measured peaks.
+    - Not in it: what the allocator loses between blocks of different sizes (docs/results.md has measured peaks), and
+      that ZeRO-3 shares the weights and 4 bits shrink them.
 
     Args:
         config: of the LLM; left as it is.

@@ -40,7 +40,16 @@ class Window:
         return {"sums": reduce_sum(self._sums).tolist(), "seconds": self.seconds}
 
     def take(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, on however many processes: the first one keeps the sums of all."""
+        """Go on from `state`, on however many processes: the first one keeps the sums of all.
+
+        Raises:
+            UserError: the state is of a version that summed other things.
+        """
+        if len(state["sums"]) != len(self._sums):
+            raise UserError(
+                "the interrupted run was written by another version of this program, which logs other figures: "
+                "finish it there, or start anew with --resume False"
+            )
         self.seconds = state["seconds"]
         if is_main():
             self._sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))

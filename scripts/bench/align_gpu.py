@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from common import arguments, middle, own_peak_gb, report, tell
+from common import arguments, middle, report, tell
 from transformers import AutoModelForCausalLM, GlmConfig, PretrainedConfig, Qwen2Config
 
 from lsvcr.data.align import AlignBatch
@@ -152,12 +152,13 @@ def way_figures(
             taken.append(clock(device) - start)
     seconds = middle(taken)
     tell(f"{name}, {way}: {seconds:.3f} s a step; attention {config._attn_implementation}")
-    used = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else own_peak_gb()
-    return {
+    figures = {
         f"{name}_{way}_tokens_per_s": load.tokens / seconds,
         f"{name}_{way}_mfu": needed(model, load) / seconds / 1e12 / peak,
-        f"{name}_{way}_peak_gb": used,
     }
+    if device.type == "cuda":
+        figures[f"{name}_{way}_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return figures
 
 
 def main() -> None:

@@ -42,6 +42,20 @@ def test_means_speed_and_variance_and_then_an_empty_window() -> None:
     assert own.close()[0]["train/loss"] == 7.0
 
 
+def test_an_open_window_is_taken_up_and_that_of_another_version_refused() -> None:
+    cut, whole = window(), window()
+    add(cut, random(40), random(40), 1.0)
+    again = window()
+    again.take(cut.state())
+    for own in (again, whole):
+        if own is whole:
+            add(own, random(40), random(40), 1.0)
+        add(own, random(35), random(35), 2.0)
+    assert again.close() == whole.close()
+    with pytest.raises(UserError, match="another version.*--resume False"):
+        Window(["loss", "lm"], WIDTH, torch.device("cpu")).take(cut.state())
+
+
 @pytest.mark.parametrize("side", ["sr", "llm"])
 def test_vectors_that_all_point_the_same_way_stop_the_run(side: str) -> None:
     alive, dead = random(40), random(1).expand(40, -1) * torch.arange(1, 41)[:, None] + 1e-5 * random(40)
