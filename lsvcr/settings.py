@@ -129,7 +129,7 @@ class AlignSettings(SRSettings):
     recompute: Literal["selective", "full"] = option(
         "selective",
         "what gradient_checkpointing computes anew: full = whole layers (least memory); "
-        "selective = all but large matrix products and attention (faster)",
+        "selective = norms, activations, gates and dropout (faster)",
     )
     deepspeed: str = option("config/ds_z2_bf16.json", "DeepSpeed configuration")
     ddp_timeout: int = option(1800, "seconds a process waits for the others before the run is given up")

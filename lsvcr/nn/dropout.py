@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 _LEVELS = 1 << 16
 
@@ -21,12 +22,20 @@ class Dropout(nn.Dropout):
         """(...) -> (...), float; the identity in evaluation mode."""
         if not self.training or not self.p or x.device.type != "cpu":
             return F.dropout(x, self.p, self.training)
-        dropped: Tensor = _Drop.apply(x, keep_mask(x.shape, self.p), keep_scale(self.p))
-        return dropped
+        return drop(x, keep_mask(x.shape, self.p), keep_scale(self.p))
+
+
+def drop(x: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """x * mask * scale; `mask` bool of x's shape. Keeps one byte a number for its backward pass."""
+    if has_torch_function_unary(x):
+        result: Tensor = handle_torch_function(drop, (x,), x, mask, scale)
+    else:
+        result = _Drop.apply(x, mask, scale)
+    return result
 
 
 class _Drop(torch.autograd.Function):
-    """x * mask * scale, which keeps one byte a number for its backward pass, not the four of a float mask."""
+    """Keeps the mask as it is, not as the four bytes a number that multiplying by it would keep."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:

@@ -282,7 +282,7 @@ def _model(settings: AlignSettings, llm: Any, pad_id: int, budget: int) -> Align
     else:
         llm.requires_grad_(False)
     if settings.gradient_checkpointing:
-        enable_checkpointing(llm, settings.recompute, settings.lora_r if settings.lora else 0)
+        enable_checkpointing(llm, settings.recompute)
     return AlignedModel(
         llm,
         heads,

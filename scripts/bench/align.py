@@ -8,8 +8,8 @@ simulator's `demo` and `large` worlds, 2 users with histories 10 + 10. The refer
 position of the prompt, and five text passes (titles and comments of both histories, targets), each padded to its
 longest text, every occurrence of a text anew. Ours: each distinct text once, sorted by length in batches of a token
 budget, and logits of response tokens alone. The reference computes every layer again in its backward pass; ours does
-that (`full`), keeps products and attention (`selective`) or keeps everything (`kept`, --gradient_checkpointing False).
-Steps (forward and backward) are taken in turns; memory is that of a process each.
+that (`full`), computes norms, activations and gates again (`selective`) or keeps everything (`kept`,
+--gradient_checkpointing False). Steps (forward and backward) are taken in turns; memory is that of a process each.
 """
 
 import dataclasses
@@ -37,7 +37,6 @@ from lsvcr.utils.logging import quiet_third_party
 USERS = 2
 HISTORY = 10
 WAYS = ("full", "selective", "kept")
-LORA_R = AlignSettings.lora_r
 
 MEMORY = """
 import sys
@@ -172,7 +171,7 @@ def choose(name: str, model: AlignedModel) -> AlignedModel:
     if way == "kept":
         unwrap(model.llm).gradient_checkpointing_disable()
     else:
-        enable_checkpointing(model.llm, "selective" if way == "selective" else "full", LORA_R)
+        enable_checkpointing(model.llm, "selective" if way == "selective" else "full")
     return model
 
 
@@ -186,8 +185,9 @@ def step(model: AlignedModel, batch: AlignBatch) -> tuple[float, float]:
     return time.perf_counter() - start, float(loss.detach())
 
 
-def difference(models: dict[str, AlignedModel], batch: AlignBatch) -> tuple[float, float]:
-    """Largest relative difference of the losses and of any parameter's gradient (over that gradient's largest)."""
+def difference(models: dict[str, AlignedModel], batch: AlignBatch) -> tuple[float, float, float]:
+    """How far ours are from the reference, the worst of our ways, relative: losses, the gradient of all parameters
+    as one vector, and single numbers of it (over the largest of their parameter)."""
     losses, gradients = {}, {}
     for name, model in models.items():
         _, losses[name] = step(choose(name, model), batch)
@@ -201,8 +201,18 @@ def difference(models: dict[str, AlignedModel], batch: AlignBatch) -> tuple[floa
         for name in ours
         for key, grad in gradients["reference"].items()
     )
-    apart = max(abs(losses[name] - losses["reference"]) for name in ours)
-    return apart / abs(losses["reference"]), worst
+    apart = max(abs(losses[name] - losses["reference"]) for name in ours) / abs(losses["reference"])
+    lengths = {
+        name: size({k: gradients[name][k] - g for k, g in gradients["reference"].items()}) for name in ours
+    }
+    return apart, max(lengths.values()) / size(gradients["reference"]), worst
+
+
+def size(gradients: dict[str, Tensor]) -> float:
+    """Norm of all of them as one vector."""
+    return float(
+        torch.stack([gradient.double().square().sum() for gradient in gradients.values()]).sum().sqrt()
+    )
 
 
 def world_figures(preset: str, data: Path, layers: int, steps: int) -> dict[str, float]:
@@ -270,8 +280,9 @@ def main() -> None:
     for preset in options.worlds:
         data = prepared(preset, options.work)
         exact = build(settings_for(str(data), options.layers, False), open_dataset(data))
-        loss, gradient = difference(schedules(exact), long_batches(exact, 1)[0])
-        figures |= {f"{preset}_loss_diff": loss, f"{preset}_max_grad_diff": gradient}
+        loss, gradient, single = difference(schedules(exact), long_batches(exact, 1)[0])
+        figures |= {f"{preset}_loss_diff": loss, f"{preset}_grad_diff": gradient}
+        figures[f"{preset}_max_grad_number_diff"] = single
         del exact
         figures |= world_figures(preset, data, options.layers, options.steps)
         for name in ("reference", *(f"ours_{way}" for way in WAYS)):

@@ -94,7 +94,7 @@ def model_of(config: PretrainedConfig, way: str, device: torch.device) -> Aligne
         llm = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     llm = add_lora(llm, 8, 32, 0.1)
     if way != "none":
-        enable_checkpointing(llm, "full" if way == "full" else "selective", 8)
+        enable_checkpointing(llm, "full" if way == "full" else "selective")
     heads = AlignedHeads(SRModel(text_width=256, max_position=50), config.hidden_size, 256)
     weights = {"lm": 1.0, "rec": 1.0, "contrast": 0.5}
     made = AlignedModel(llm, heads, pad_id=0, text_token_budget=16_384, weights=weights)

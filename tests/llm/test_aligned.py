@@ -235,7 +235,7 @@ def test_a_contrast_over_micro_batches_has_the_gradient_of_one_over_all(
 ) -> None:
     model, collate = make(dropout=dropout)
     if recompute:
-        enable_checkpointing(model.llm, recompute, lora_r=4)
+        enable_checkpointing(model.llm, recompute)
     model.train()
     # Sample 0's target is another positive of the last one, whose keys are more than the others'.
     knows = dataclasses.replace(sample(2, [(2, 2, 3)], [], target=2), positives=[1, 2, 4])
@@ -313,7 +313,7 @@ def test_checkpointing_changes_no_gradient(make, recompute: str) -> None:
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            enable_checkpointing(model.llm, recompute, lora_r=4)
+            enable_checkpointing(model.llm, recompute)
             assert model.llm.get_base_model().model.gradient_checkpointing
         model.zero_grad()
         model.train()(collate(SAMPLES), None)["loss"].backward()
@@ -342,7 +342,7 @@ def test_selective_checkpointing_repeats_nothing_dear(make) -> None:
     texts, forward, backward = collate(SAMPLES).texts, {}, {}
     for recompute in (None, "selective", "full"):
         if recompute:
-            enable_checkpointing(model.llm, recompute, lora_r=4)
+            enable_checkpointing(model.llm, recompute)
         with Dear() as forward[recompute]:
             loss = model.train().pooled(texts).square().sum()
         with Dear() as backward[recompute]:
