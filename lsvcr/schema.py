@@ -70,6 +70,9 @@ TRAINER_FILE = "trainer.json"
 BEST_DIR = "best"
 LAST_DIR = "last"
 
+LLM_FINGERPRINT = "llm_fingerprint"
+"""In the manifest of a stage-one checkpoint, see `families.fingerprint`."""
+
 STAGE_ONE = "stage-one"
 STAGE_TWO = "stage-two"
 """`kind` in the manifests of the two stages' checkpoints."""

@@ -112,17 +112,19 @@ def encode(backbone: nn.Module, ids: Sequence[Sequence[int]], *, pad_id: int, bu
     """
     device = next(backbone.parameters()).device
     parts, order = [], []
-    for batch, states, mask in hidden_states(backbone, ids, pad_id=pad_id, budget=budget):
+    # With no text at all the LLM reads something nevertheless: a process that went without would keep the others
+    # waiting where weights are cut among them (ZeRO-3).
+    read = ids if any(ids) else [*ids, [pad_id]]
+    for batch, states, mask in hidden_states(backbone, read, pad_id=pad_id, budget=budget):
         parts.append(mean_pool(states, mask))
         order.append(batch)
     width = backbone.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
     # Row `count` is the zero vector of the empty texts.
     count = sum(map(len, order))
     vectors = torch.cat([*parts, torch.zeros(1, width, device=device)])
-    place = torch.full((len(ids),), count, dtype=torch.int64)
-    if order:
-        place[torch.from_numpy(np.concatenate(order))] = torch.arange(count)
-    return vectors[place.to(device)]
+    place = torch.full((len(read),), count, dtype=torch.int64)
+    place[torch.from_numpy(np.concatenate(order))] = torch.arange(count)
+    return vectors[place[: len(ids)].to(device)]
 
 
 @torch.inference_mode()

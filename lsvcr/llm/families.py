@@ -4,9 +4,11 @@ Nothing here names a class: a family that transformers adds tomorrow works if it
 conventions (`base_model`, `get_output_embeddings`, one entry a layer in the lists of its configuration).
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn as nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,6 +20,9 @@ ignored. The output head is never among them: a LoRA there would train the vocab
 
 ALL_LINEAR = "all-linear"
 """peft's word for every linear layer but the output head; for families with other names, such as GPT-2."""
+
+
+_FINGERPRINT_ROWS = 256
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
@@ -53,6 +58,19 @@ def hidden_size(model: nn.Module) -> int:
 def n_layers(config: PretrainedConfig) -> int:
     """Number of decoder layers a configuration asks for."""
     return int(config.get_text_config().num_hidden_layers)
+
+
+@torch.no_grad()
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of embeddings from all over the vocabulary: which base model this is, whatever its folder is called.
+
+    The same for every precision the weights may be kept in, with and without LoRA, and for any number of layers.
+    """
+    embedding = unwrap(model).get_input_embeddings()
+    rows = getattr(embedding.weight, "ds_shape", embedding.weight.shape)[0]
+    ids = torch.linspace(0, rows - 1, _FINGERPRINT_ROWS, device=next(embedding.parameters()).device).long()
+    vectors = embedding(ids).bfloat16().float().cpu()
+    return hashlib.sha256(vectors.numpy().tobytes()).hexdigest()
 
 
 def lora_targets(model: nn.Module) -> list[str] | str:

@@ -21,7 +21,7 @@ from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.llm.aligned import draw_positions
 from lsvcr.llm.contrast import Share, Vectors, contrast_shares
 from lsvcr.models.sr import Positions
-from lsvcr.schema import BEST_DIR, FORMAT_VERSION, LAST_DIR
+from lsvcr.schema import BEST_DIR, FORMAT_VERSION, LAST_DIR, LLM_FINGERPRINT
 from lsvcr.settings import AlignSettings
 from lsvcr.training import rehearsal
 from lsvcr.training.align_build import AlignParts, build, check_settings, make_plan, parameter_groups
@@ -376,6 +376,7 @@ class AlignTrainer:
             "seed": self._settings.seed,
             "settings": dataclasses.asdict(self._settings),
             "data_hash": self._dataset.data_hash,
+            LLM_FINGERPRINT: self._parts.llm,
             "metrics": self._figures,
             "trained_parameters": sum(map(numel, trainable(self._engine.module).values())),
             "versions": versions(),

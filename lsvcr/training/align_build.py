@@ -15,7 +15,7 @@ from lsvcr.data.store import Dataset
 from lsvcr.data.text_bank import TextBank, comment_code, video_code
 from lsvcr.llm.aligned import AlignedHeads, AlignedModel
 from lsvcr.llm.encoder import encode, tokenize
-from lsvcr.llm.families import backbone
+from lsvcr.llm.families import backbone, fingerprint
 from lsvcr.llm.loading import fetch_llm, hidden_size, load_llm
 from lsvcr.llm.lora import add_lora
 from lsvcr.llm.recompute import enable_checkpointing
@@ -48,6 +48,8 @@ class AlignParts:
     stream: TrainingStream
     samples: AlignSamples
     collator: AlignCollator
+    llm: str
+    """Fingerprint of the base model."""
     evaluator: AlignEvaluator | None
     """None where the dataset has no validation samples of the chosen tasks."""
 
@@ -178,12 +180,14 @@ def build(settings: AlignSettings, dataset: Dataset, config: Mapping[str, Any] |
         states = _some_states(
             partial(encode, backbone(model.llm), pad_id=pad_id, budget=budget), dataset, bank
         )
+        llm_fingerprint = fingerprint(model.llm)
     model.heads.head.standardise(states)
     return AlignParts(
         model=model,
         stream=TrainingStream(samples, settings.seed),
         samples=samples,
         collator=collator,
+        llm=llm_fingerprint,
         evaluator=_evaluator(settings, dataset, collator, bank),
     )
 

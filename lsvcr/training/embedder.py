@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 import lsvcr
 from lsvcr.llm.encoder import encode_inference, tokenize
-from lsvcr.llm.families import backbone, hidden_size, n_layers, unwrap
+from lsvcr.llm.families import backbone, fingerprint, hidden_size, n_layers, unwrap
 from lsvcr.llm.four_bits import in_four_bits, obstacle
 from lsvcr.llm.loading import load_llm
 from lsvcr.llm.lora import load_adapter
 from lsvcr.models import checkpoint as checkpoints
 from lsvcr.models.sr import EmbeddingHead
-from lsvcr.schema import ADAPTER_DIR, BEST_DIR, MANIFEST_FILE
+from lsvcr.schema import ADAPTER_DIR, BEST_DIR, LLM_FINGERPRINT, MANIFEST_FILE
 from lsvcr.settings import EmbedSettings
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import sha256_file
@@ -130,6 +130,11 @@ def load_embedder(settings: EmbedSettings, source: Path | None) -> Embedder:
         llm_layers=trained["llm_layers"],
         load_in_4bit=_in_four_bits(settings, bool(trained.get("load_in_4bit"))),
     )
+    if manifest.get(LLM_FINGERPRINT) not in (None, fingerprint(model)):
+        raise UserError(
+            f"{name} is not the LLM that {source} was trained on, though its shape is the same: give that one "
+            f"with --model_name_or_path (in stage one it was {trained['model_name_or_path']})"
+        )
     head = _load_head(source, tensors, hidden_size(model))
     if (source / ADAPTER_DIR).is_dir():
         model = load_adapter(model, source / ADAPTER_DIR)

@@ -150,6 +150,17 @@ def test_gradient_is_that_of_one_text_at_a_time(tiny):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
+def test_without_any_text_the_llm_is_read_once_and_the_vectors_are_zero(tiny):
+    model = add_lora(load_llm(TINY, dtype=torch.float32)[0], r=2, alpha=8, dropout=0.0)
+    calls = []
+    backbone(model).register_forward_pre_hook(lambda *_: calls.append(1))
+    for ids in ([[], []], []):
+        vectors = encode(backbone(model), ids, pad_id=0, budget=40)
+        assert torch.equal(vectors, torch.zeros(len(ids), 32))
+        assert vectors.requires_grad
+    assert len(calls) == 2
+
+
 def test_first_layers_only(tiny):
     cut, tokenizer = load_llm(TINY, dtype=torch.float32, llm_layers=1)
     ids = tokenize(tokenizer, TEXTS, 64)

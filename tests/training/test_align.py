@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lsvcr.llm.families import fingerprint
+from lsvcr.llm.loading import load_llm
 from lsvcr.training.align_state import read_trainer
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import read_json
@@ -244,6 +246,7 @@ def test_artefacts_explain_themselves(one: Runs) -> None:
     manifest = read_json(folder / "plain" / "best" / "manifest.json")
     assert manifest["kind"] == "stage-one"
     assert manifest["settings"]["model_name_or_path"] == "tiny-random"
+    assert manifest["llm_fingerprint"] == fingerprint(load_llm("tiny-random")[0])
     adapter_files = {"adapter/adapter_model.safetensors", "adapter/adapter_config.json"}
     assert set(manifest["files"]) == {"sr.safetensors", *adapter_files}
     assert {"torch", "deepspeed", "peft"} <= set(manifest["versions"])

@@ -1,5 +1,6 @@
 """Embedding a dataset: the right vector in the right row, or an error that says what to do."""
 
+import dataclasses
 import errno
 import json
 
@@ -9,7 +10,7 @@ import torch
 
 from lsvcr.data.vectors import load_embeddings
 from lsvcr.llm.encoder import encode_inference, tokenize
-from lsvcr.llm.families import backbone
+from lsvcr.llm.families import backbone, fingerprint
 from lsvcr.llm.loading import TINY, load_llm
 from lsvcr.llm.lora import load_adapter
 from lsvcr.models import checkpoint as checkpoints
@@ -301,6 +302,20 @@ def test_checkpoints_that_cannot_be_used(tiny_dataset, tmp_path, change, message
     with pytest.raises(UserError, match=message):
         embed(settings(tiny_dataset.root, checkpoint=tmp_path / "run"))
     assert VIDEO_EMBEDDINGS_FILE not in names(tmp_path / "run")
+
+
+def test_another_llm_of_the_same_shape_is_refused(tiny_dataset, tmp_path):
+    model, tokenizer = load_llm(TINY, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "same")
+    tokenizer.save_pretrained(tmp_path / "same")
+    model.get_input_embeddings().weight.data.mul_(1.1)
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    write_checkpoint(tmp_path / "run", llm_fingerprint=fingerprint(load_llm(TINY, llm_layers=1)[0]))
+    embedding = settings(tiny_dataset.root, tmp_path / "out", tmp_path / "run")
+    with pytest.raises(UserError, match="other is not the LLM that .* was trained on"):
+        embed(dataclasses.replace(embedding, model_name_or_path=str(tmp_path / "other")))
+    assert embed(dataclasses.replace(embedding, model_name_or_path=str(tmp_path / "same"))).is_dir()
 
 
 def test_a_checkpoint_without_lora_and_missing_names(tiny_dataset, tmp_path):
