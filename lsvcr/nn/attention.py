@@ -28,7 +28,7 @@ class MultiHeadAttention(nn.Module):
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of {heads} attention heads")
         self.heads = heads
-        self.attention_dropout = attention_dropout
+        self.attention_dropout = Dropout(attention_dropout)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -61,15 +61,29 @@ class MultiHeadAttention(nn.Module):
         return self._finish(states, self._attend(states, states, visible=None, causal=True))
 
     def _attend(self, queries: Tensor, keys: Tensor, *, visible: Tensor | None, causal: bool) -> Tensor:
-        context = F.scaled_dot_product_attention(
-            self._split(self.query(queries)),
-            self._split(self.key(keys)),
-            self._split(self.value(keys)),
-            attn_mask=visible,
-            dropout_p=self.attention_dropout if self.training else 0.0,
-            is_causal=causal,
-        )
+        q, k, v = self._split(self.query(queries)), self._split(self.key(keys)), self._split(self.value(keys))
+        p = self.attention_dropout.p if self.training else 0.0
+        if p and q.device.type == "cpu":
+            context = self._attend_on_cpu(q, k, v, visible, causal)
+        else:
+            context = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=visible, dropout_p=p, is_causal=causal
+            )
         return context.transpose(1, 2).flatten(2)  # (B, L, D)
+
+    def _attend_on_cpu(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
+        """The same with dropout of weights, for which torch has no fused kernel on a CPU, and draws its mask slowly."""
+        rows, heads = q.shape[:2]
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (B H, L, D / H)
+        hidden = q.new_zeros(1, 1, 1)
+        if causal:
+            hidden = torch.full((q.shape[1], k.shape[1]), -torch.inf).triu(1)[None].to(q.dtype)
+        if visible is not None:
+            padding = q.new_zeros(visible.shape).masked_fill(~visible, -torch.inf)  # (B, 1, 1, K)
+            hidden = hidden + padding.flatten(0, 2)[:, None].repeat_interleave(heads, dim=0)
+        scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+        weights: Tensor = self.attention_dropout(scores.softmax(dim=-1))
+        return (weights @ v).unflatten(0, (rows, heads))
 
     def _finish(self, queries: Tensor, context: Tensor) -> Tensor:
         finished: Tensor = self.norm(queries + self.dropout(self.output(context)))

@@ -64,6 +64,22 @@ def test_additive_pooling_weighs_real_positions_only():
     assert torch.equal(found[2], torch.zeros(4))
 
 
+@pytest.mark.parametrize("p", [0.3, 1.0])
+def test_attention_drops_weights_in_training_and_is_else_the_same(p, monkeypatch):
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(8, 2, 0.0, p)
+    states, others = torch.randn(3, 5, 8), torch.randn(3, 4, 8)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=torch.bool)
+    for attend in (lambda: layer.causal(states), lambda: layer(states, others, mask)):
+        expected = layer.eval() and attend()
+        dropped = layer.train() and attend()
+        nothing = layer.norm(states + layer.output(torch.zeros(8)))
+        assert torch.equal(dropped, nothing) if p == 1.0 else not torch.allclose(dropped, expected)
+        with monkeypatch.context() as patched:
+            patched.setattr(Dropout, "forward", lambda self, x: x)
+            torch.testing.assert_close(attend(), expected)
+
+
 def test_attention_equals_the_formula():
     torch.manual_seed(0)
     layer = MultiHeadAttention(6, 3, 0.5, 0.5).double().eval()
