@@ -76,13 +76,19 @@ def print_table(report: Mapping[str, Any]) -> None:
             names = [*COLUMNS, COLD] if task is Task.REC else list(COLUMNS)
             cells += ["-" if figures.get(name) is None else f"{figures[name]:.4f}" for name in names]
         table.add_row(label, *cells)
+    console = print_whole(table)
+    for sentence in _sentences(report):
+        console.print(sentence, highlight=False)
+
+
+def print_whole(table: Table) -> Console:
+    """Print a table with no name or figure shortened; returns the console that was wide enough for it."""
     console = Console()
     # A terminal that is too narrow breaks lines; rich would shorten names and figures to fit it.
     needed = console.measure(table, options=console.options.update(max_width=WIDEST)).maximum
     console = Console(width=max(console.width, needed))
     console.print(table)
-    for sentence in _sentences(report):
-        console.print(sentence, highlight=False)
+    return console
 
 
 def _figures(result: Result) -> dict[str, float | None]:
