@@ -8,8 +8,8 @@ from lsvcr.schema import Task
 COLD_BELOW = 5
 """A target with fewer training interactions is cold."""
 
-MEDIUM_FROM, LONG_FROM = 10, 50
-"""Liked videos before the cut, all of them, not only the latest that a model is shown."""
+MEDIUM_FROM, LONG_FROM = 10, 20
+"""Liked videos before the cut, all of them, not only the latest that a model is shown (stage one: 20)."""
 
 RICH_FROM = 10
 """A user with so many comment interactions before the cut is rich in comments."""

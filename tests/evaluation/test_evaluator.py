@@ -187,7 +187,7 @@ def test_cold_slice_and_intervals(dataset: Dataset) -> None:
 
 def test_slices_by_length_of_history_and_comments(tmp_path: Path) -> None:
     """Whole histories count, also where a model is shown less; each border belongs to the longer side."""
-    shown = [(0, 0), (9, 9), (10, 10), (49, 9), (50, 30)]
+    shown = [(0, 0), (9, 9), (10, 10), (19, 9), (20, 30)]
     videos = [[1 + v % 3 for v in range(watched + 1)] for watched, _ in shown]
     comments = [[(1, step) for step in range(made)] for _, made in shown]
     rec = [(u + 1, watched, made, 1) for u, (watched, made) in enumerate(shown)]
