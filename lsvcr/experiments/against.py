@@ -14,11 +14,11 @@ from lsvcr.evaluation.metrics import METRICS, split_name
 from lsvcr.evaluation.result import Result, load_rows, same_protocol
 from lsvcr.evaluation.significance import paired_all
 from lsvcr.evaluation.slices import NAMES
-from lsvcr.experiments.table import print_whole
 from lsvcr.schema import Task
 from lsvcr.training.rank_evaluate import Asked, evaluate_rows
 from lsvcr.training.rank_state import ROWS_FILE
 from lsvcr.utils.errors import UserError
+from lsvcr.utils.tables import print_whole
 
 ALL_ROWS = "all rows"
 _PROTOCOLS = ("full", "sampled")

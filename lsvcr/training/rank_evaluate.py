@@ -117,8 +117,9 @@ def show(report: dict[str, Any], metrics: Sequence[str] = ()) -> None:
         return
     names = [name.lower() for name in metrics or SHOWN]
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from lsvcr.utils.tables import print_whole
 
     table = Table(title=f"{report['task_label']}, {report['split']} split", box=box.SIMPLE_HEAD)
     table.add_column("candidates")
@@ -132,7 +133,7 @@ def show(report: dict[str, Any], metrics: Sequence[str] = ()) -> None:
             table.add_row(
                 label, str(part["rows"]), *("-" if value is None else f"{value:.4f}" for value in values)
             )
-    Console().print(table)
+    print_whole(table)
 
 
 def _short(metric: str) -> str:

@@ -199,6 +199,7 @@ def test_the_command_takes_metrics_protocol_and_seen_filter(real, capsys):
     assert {p["fingerprint"]["seen"] for p in protocols.values()} == {"filtered"}
     assert cli.main([*words, "--protocol", "full"]) == 0
     shown = capsys.readouterr().out
+    assert "history_short" not in shown  # all rows are in it: that line would say nothing new
     assert "MAP@3" in shown and "COVERAGE@2" in shown and "sampled" not in shown
     assert cli.main([*words, "--protocol", "sampled"]) == 2
     assert "coverage@2" in capsys.readouterr().err
