@@ -302,7 +302,7 @@ COMMANDS = {
         _convert,
     ),
     "evaluate": Command(
-        "Measure a stage-two checkpoint under the named protocols.",
+        "Measure a stage-two checkpoint under the named protocols, alone or against another.",
         "lsvcr evaluate ckpt/finetune --data demo/data --split test --json",
         _evaluate,
     ),

@@ -147,7 +147,8 @@ class ListTally:
             number, name = self._ks.index(k), f"{word}@{k}"
             if word == "coverage":
                 covered = np.where(sure[number] > 0, 1.0, -np.expm1(missed[number] / ONE))
-                overall[name] = float(covered.mean())
+                # Sorted, so that the items' numbers do not decide how the sum is rounded.
+                overall[name] = float(np.sort(covered).mean())
             elif word == "gini":
                 overall[name] = gini(sure[number] + shared[number] / ONE)
             else:

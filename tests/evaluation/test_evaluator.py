@@ -108,10 +108,6 @@ def test_the_order_of_candidates_changes_no_bit(
     both = {"full": FULL, "sampled": Protocol("sampled"), "seen": replace(FULL, filter_seen=True)}
     one = evaluate(kind(N), data(dataset), both, metrics=MANY)
     two = evaluate(kind(N, np.argsort(numbers)), data(other), both, metrics=MANY)
-    # Of lists, coverage and Gini are means over the catalogue, whose order is another one.
-    for name in one:
-        assert one[name].overall == pytest.approx(two[name].overall, rel=1e-12)
-        one[name], two[name] = (replace(result, overall={}) for result in (one[name], two[name]))
     same_to_the_last_digit(one, two)
     comments = [
         evaluate(Constant(3 * N), data(world, Task.COMM_RANK), {"s": Protocol("sampled")})
