@@ -28,6 +28,21 @@ class EvaluateSettings:
     checkpoint: str = option("", "stage-two run folder, or its best/ or last/")
     data: str = option("", "prepared dataset")
     split: Literal["test", "val"] = option("test", "which samples to rank")
+    protocol: Literal["all", "full", "sampled"] = option(
+        "all",
+        "candidates: the full catalogue (CommRank: the video's comments), those stored with the dataset, or all = one "
+        "after the other",
+    )
+    metrics: str = option(
+        "",
+        "such as ndcg@10,map@20: recall, hr, precision, ndcg, mrr and map at any K; for Rec on the full catalogue also "
+        "coverage, gini, novelty, arp and popularity_bias; empty = those of metrics.json",
+    )
+    filter_seen: bool = option(False, "Rec: videos of a user's history do not rank, unless one is the target")
+    against: str = option(
+        "",
+        "another run folder: tell the difference, with paired tests; --data is needed where rows are not stored",
+    )
     json: bool = option(False, "print one JSON object instead of a table")
 
 
@@ -136,14 +151,39 @@ def _convert(argv: Sequence[str]) -> None:
 
 def _evaluate(argv: Sequence[str]) -> None:
     settings = parse_settings(EvaluateSettings, argv, "lsvcr evaluate", *_about("evaluate"), ("checkpoint",))
+    if settings.against:
+        _evaluate_against(settings)
+        return
     _require("evaluate", checkpoint=settings.checkpoint, data=settings.data)
     from lsvcr.training.rank_evaluate import evaluate_checkpoint, show
 
-    metrics = evaluate_checkpoint(settings.checkpoint, settings.data, settings.split)
+    metrics = _names(settings.metrics)
+    report = evaluate_checkpoint(
+        settings.checkpoint, settings.data, settings.split, settings.protocol, metrics, settings.filter_seen
+    )
     if settings.json:
-        sys.stdout.write(json.dumps(metrics) + "\n")
+        sys.stdout.write(json.dumps(report) + "\n")
     else:
-        show(metrics)
+        show(report, metrics)
+
+
+def _evaluate_against(settings: EvaluateSettings) -> None:
+    _require("evaluate", checkpoint=settings.checkpoint)
+    from lsvcr.experiments.against import Question, compare, print_comparison
+
+    question = Question(
+        settings.data, settings.split, settings.protocol, _names(settings.metrics), settings.filter_seen
+    )
+    report = compare(settings.checkpoint, settings.against, question)
+    if settings.json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        print_comparison(report)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The words of a list with commas or blanks between them, lower case, each once."""
+    return tuple(dict.fromkeys(text.lower().replace(",", " ").split()))
 
 
 def _table(argv: Sequence[str]) -> None:
@@ -262,7 +302,7 @@ COMMANDS = {
         _convert,
     ),
     "evaluate": Command(
-        "Measure a stage-two checkpoint under the named protocols.",
+        "Measure a stage-two checkpoint under the named protocols, alone or against another.",
         "lsvcr evaluate ckpt/finetune --data demo/data --split test --json",
         _evaluate,
     ),

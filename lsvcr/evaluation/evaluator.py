@@ -15,9 +15,11 @@ from torch import Tensor
 from lsvcr.data.rank import RankBatch, RankData
 from lsvcr.data.spans import Spans, ranges
 from lsvcr.evaluation.counting import Counts, count_catalogue, count_listed
+from lsvcr.evaluation.lists import Banned, ListTally, split_metrics
 from lsvcr.evaluation.metrics import DEFAULT_METRICS, Ranks, compute
 from lsvcr.evaluation.protocol import FULL, Protocol, check, fingerprint, listed_candidates
 from lsvcr.evaluation.result import Result
+from lsvcr.evaluation.slices import slices
 from lsvcr.schema import Task
 from lsvcr.utils.distributed import gather_rows, rank, world_size
 from lsvcr.utils.errors import UserError
@@ -27,9 +29,6 @@ BLOCK = 128
 
 CPU_CHUNK, GPU_CHUNK = 1 << 10, 1 << 16
 """Items scored at once. On a CPU a chunk's scores must fit its cache: measured, 4,096 cost 1.3 times 1,024."""
-
-COLD_BELOW = 5
-"""A target with fewer training interactions is cold."""
 
 
 class Scorer(Interface):
@@ -61,7 +60,8 @@ def evaluate(
         scorer: the model, in evaluation mode; its item vectors are computed once.
         data: the samples.
         protocols: by a name of the caller's; None = {"full": FULL}.
-        metrics: names such as `ndcg@10`.
+        metrics: names such as `ndcg@10`; of `lists.LIST_METRICS` only where a protocol ranks the whole catalogue, which
+            alone has them in its result.
         batch_size: rows ranked at once, rounded up to whole blocks.
         chunk: items scored at once; None = what suits the device. Neither changes a figure.
         device: where batches go; None = CPU.
@@ -70,11 +70,13 @@ def evaluate(
         A `Result` for each protocol, complete on every process.
 
     Raises:
-        UserError: the split has no rows, vectors are not finite, or the dataset cannot serve a protocol.
+        UserError: an unknown metric, the split has no rows, vectors are not finite, or the dataset cannot serve a
+            protocol.
     """
     chosen = {"full": FULL} if protocols is None else protocols
     for protocol in chosen.values():
         check(protocol, data)
+    ranked, listed = _wanted(metrics, chosen, data)
     if not len(data):
         raise UserError(
             f"{data.dataset.root} has no {data.task.label} samples in its {data.split.value} split"
@@ -84,6 +86,11 @@ def evaluate(
     counted: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
     numbers: list[np.ndarray] = []
     offsets = np.concatenate([[0], np.cumsum(data.positives(np.arange(len(data))).counts)])
+    lists = {
+        name: ListTally(listed, data.dataset.train_counts(), data.samples.video, items.device)
+        for name, protocol in chosen.items()
+        if listed and _whole_catalogue(protocol, data)
+    }
     for rows in _own_rows(len(data), batch_size):
         users = _users(scorer, data, rows, device)
         positives = data.positives(rows)
@@ -91,13 +98,35 @@ def evaluate(
         for name, protocol in chosen.items():
             counts = _rank(users, items, data, rows, positives, protocol, chunk)
             counted[name].append(torch.stack([counts.higher, counts.tied], dim=1).cpu().numpy())
+            if name in lists:
+                banned = _without_targets(_seen(data, rows, protocol, users), _to(positives.flat(), users))
+                lists[name].add(rows, users, items, banned, chunk)
     ids = np.concatenate([*numbers, np.zeros(0, dtype=np.int64)])
     results = {}
     for name, protocol in chosen.items():
         local = np.concatenate([*counted[name], np.zeros((0, 2), dtype=np.int64)])
         _, table = gather_rows(ids, local)
-        results[name] = _result(Ranks(offsets, table[:, 0], table[:, 1]), data, protocol, metrics)
+        ranks = Ranks(offsets, table[:, 0], table[:, 1])
+        more, overall = lists[name].finish() if name in lists else ({}, {})
+        results[name] = _result(ranks, data, protocol, compute(ranks, ranked) | more, overall)
     return results
+
+
+def _wanted(
+    metrics: tuple[str, ...], protocols: Mapping[str, Protocol], data: RankData
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The metrics of ranks and those of lists, after checking that some protocol has the latter."""
+    ranked, listed = split_metrics(metrics)
+    if listed and not any(_whole_catalogue(protocol, data) for protocol in protocols.values()):
+        raise UserError(
+            f"{', '.join(listed)}: what is recommended is measured on the whole catalogue of videos alone; ask for it "
+            f"on Rec under the protocol full, not on {data.task.label} under {', '.join(protocols)}"
+        )
+    return ranked, listed
+
+
+def _whole_catalogue(protocol: Protocol, data: RankData) -> bool:
+    return protocol.name == "full" and data.task is Task.REC
 
 
 def _own_rows(total: int, batch_size: int) -> list[np.ndarray]:
@@ -128,36 +157,47 @@ def _rank(
 ) -> Counts:
     owner = _to(positives.owner(), users)
     targets = _to(positives.flat(), users)
-    if protocol.name == "full" and data.task is Task.REC:
-        seen = None
-        if protocol.filter_seen:
-            history = data.seen_videos(rows)
-            seen = _to(history.owner(), users), _to(history.flat(), users)
-        return count_catalogue(users, items, owner, targets, seen, chunk)
+    if _whole_catalogue(protocol, data):
+        return count_catalogue(users, items, owner, targets, _seen(data, rows, protocol, users), chunk)
     lists = listed_candidates(protocol, data, rows)
     borders = _to(np.concatenate([[0], np.cumsum(lists.counts)]), users)
     return count_listed(users, items, owner, targets, borders, _to(lists.flat(), users))
 
 
-def _result(ranks: Ranks, data: RankData, protocol: Protocol, metrics: tuple[str, ...]) -> Result:
+def _seen(data: RankData, rows: np.ndarray, protocol: Protocol, like: Tensor) -> Banned:
+    """Pairs of the users' histories that the protocol keeps from ranking; None where it lets all rank."""
+    if not protocol.filter_seen:
+        return None
+    history = data.seen_videos(rows)
+    return _to(history.owner(), like), _to(history.flat(), like)
+
+
+def _without_targets(seen: Banned, targets: Tensor) -> Banned:
+    """The pairs but for each row's own target (B,), which ranks though it has been seen."""
+    if seen is None:
+        return None
+    rows, ids = seen
+    others = ids != targets[rows]
+    return rows[others], ids[others]
+
+
+def _result(
+    ranks: Ranks,
+    data: RankData,
+    protocol: Protocol,
+    values: Mapping[str, np.ndarray],
+    overall: dict[str, float],
+) -> Result:
     counted = ranks.positives > 0
-    values = {name: column[counted] for name, column in compute(ranks, metrics).items()}
-    slices = {name: mask[counted] for name, mask in _slices(ranks, data).items()}
     return Result(
         fingerprint=fingerprint(protocol, data),
         rows=np.flatnonzero(counted),
-        values=values,
-        slices=slices,
+        values={name: column[counted] for name, column in values.items()},
+        slices={name: mask[counted] for name, mask in slices(data).items()},
+        overall=overall,
         rows_without_positives=int((~counted).sum()),
         positives_not_listed=int((ranks.tied == 0).sum()),
     )
-
-
-def _slices(ranks: Ranks, data: RankData) -> dict[str, np.ndarray]:
-    """`cold`: every positive has fewer than COLD_BELOW training interactions."""
-    counts = data.dataset.train_counts() if data.task is Task.REC else data.dataset.comment_train_counts()
-    targets = data.positives(np.arange(len(data))).flat()
-    return {"cold": ranks.sums((counts[targets] >= COLD_BELOW).astype(np.float64)) == 0}
 
 
 def _finite(vectors: Tensor, kind: str) -> Tensor:

@@ -48,6 +48,7 @@ class Result:
         slices: name of a part of the rows -> (n,) bool.
         rows_without_positives: rows left out of every mean because nothing could have been right.
         positives_not_listed: positives missing from their row's candidates; each counts as a miss.
+        overall: figures of all rows together that no row has a share in, such as `coverage@10`.
     """
 
     fingerprint: Fingerprint
@@ -56,38 +57,48 @@ class Result:
     slices: dict[str, np.ndarray] = field(default_factory=dict)
     rows_without_positives: int = 0
     positives_not_listed: int = 0
+    overall: dict[str, float] = field(default_factory=dict)
 
     def mean(self, metric: str, part: str | None = None) -> float | None:
-        """Mean over the rows (of a slice); None when there are none."""
+        """Mean over the rows (of a slice), or a figure of all rows together; None when there are no rows."""
+        if part is None and metric in self.overall:
+            return self.overall[metric]
         values = self._column(metric, part)
         return float(values.mean()) if len(values) else None
 
     def _column(self, metric: str, part: str | None) -> np.ndarray:
         if metric not in self.values:
-            raise UserError(f"{metric} was not measured; measured: {', '.join(self.values)}")
+            known = ", ".join([*self.values, *(self.overall if part is None else ())])
+            raise UserError(f"{metric} was not measured; measured: {known}")
         return self.values[metric] if part is None else self.values[metric][self.slices[part]]
 
     def summary(self) -> dict[str, Any]:
         """What `metrics.json` holds of it: fingerprint, rows, value and interval a metric, and the slices."""
         everything = np.ones(len(self.rows), dtype=bool)
+        whole = self._part(everything)
+        whole["metrics"] |= {name: {"value": v, "interval": None} for name, v in self.overall.items()}
         return {
             "fingerprint": self.fingerprint.to_json(),
             "rows_without_positives": self.rows_without_positives,
             "positives_not_listed": self.positives_not_listed,
-            **self._part(everything),
+            **whole,
             "slices": {name: self._part(mask) for name, mask in self.slices.items()},
         }
 
     def _part(self, mask: np.ndarray) -> dict[str, Any]:
+        rows = int(mask.sum())
+        if not rows or not self.values:
+            return {
+                "rows": rows,
+                "metrics": {name: {"value": None, "interval": None} for name in self.values},
+            }
         table = np.stack([column[mask] for column in self.values.values()], axis=1)
-        if not len(table):
-            return {"rows": 0, "metrics": {name: {"value": None, "interval": None} for name in self.values}}
         low, high = bootstrap_interval(table)
         figures = {
             name: {"value": float(table[:, i].mean()), "interval": [float(low[i]), float(high[i])]}
             for i, name in enumerate(self.values)
         }
-        return {"rows": len(table), "metrics": figures}
+        return {"rows": rows, "metrics": figures}
 
 
 def bootstrap_means(table: np.ndarray, resamples: int = RESAMPLES, seed: int = _BOOTSTRAP_SEED) -> np.ndarray:
@@ -155,13 +166,17 @@ def save_rows(path: str | Path, result: Result) -> None:
         "rows_without_positives": result.rows_without_positives,
         "positives_not_listed": result.positives_not_listed,
     }
-    about = {"fingerprint": json.dumps(asdict(result.fingerprint)), "counts": json.dumps(counts)}
+    about = {
+        "fingerprint": json.dumps(asdict(result.fingerprint)),
+        "counts": json.dumps(counts),
+        "overall": json.dumps(result.overall),
+    }
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata=about)
 
 
 def load_rows(path: str | Path) -> Result:
-    """What `save_rows` wrote.
+    """What `save_rows` wrote, in this version or an earlier one, whose files have fewer slices.
 
     Raises:
         UserError: the file is missing or is not such a file.
@@ -173,6 +188,7 @@ def load_rows(path: str | Path) -> Result:
             about = stream.metadata() or {}
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - no mapping
         fingerprint, counts = Fingerprint(**json.loads(about["fingerprint"])), json.loads(about["counts"])
+        overall = json.loads(about.get("overall", "{}"))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as broken:
         raise UserError(
             f"{path} does not hold per-row results ({broken}); evaluate the checkpoint again"
@@ -183,4 +199,4 @@ def load_rows(path: str | Path) -> Result:
     slices = {
         name.removeprefix("slice/"): array > 0 for name, array in tensors.items() if name.startswith("slice/")
     }
-    return Result(fingerprint, tensors["rows"], values, slices, **counts)
+    return Result(fingerprint, tensors["rows"], values, slices, overall=overall, **counts)

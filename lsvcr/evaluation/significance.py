@@ -1,6 +1,8 @@
 """Is one model better than another on the same rows? Paired, because rows differ more than models do."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -35,15 +37,29 @@ def paired(a: Result, b: Result, metric: str, part: str | None = None) -> Compar
     Raises:
         UserError: different protocols or rows, or fewer than two rows.
     """
+    return paired_all(a, b, (metric,), part)[0]
+
+
+def paired_all(a: Result, b: Result, metrics: Sequence[str], part: str | None = None) -> list[Comparison]:
+    """As `paired` for several metrics, which share the resampled rows.
+
+    Raises:
+        UserError: different protocols or rows, or fewer than two rows.
+    """
     same_protocol({"the first": a, "the second": b})
     if not np.array_equal(a.rows, b.rows):
         raise UserError("the two results do not cover the same rows; evaluate both on the whole split")
-    gap = a.values[metric] - b.values[metric]
+    gaps = np.stack([a.values[metric] - b.values[metric] for metric in metrics], axis=1)
     if part is not None:
-        gap = gap[a.slices[part]]
-    if len(gap) < 2:
-        raise UserError(f"{len(gap)} rows are too few for a paired test")
-    means = bootstrap_means(gap[:, None])[:, 0]
+        gaps = gaps[a.slices[part]]
+    if len(gaps) < 2:
+        raise UserError(f"{len(gaps)} rows are too few for a paired test")
+    means = bootstrap_means(gaps)
+    return [_comparison(metric, gaps[:, i].copy(), means[:, i].copy()) for i, metric in enumerate(metrics)]
+
+
+def _comparison(metric: str, gap: np.ndarray, means: np.ndarray) -> Comparison:
+    """From the gaps of the rows (n,) and the means of their resamples (R,)."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     # One is added to both counts so that a finite number of resamples never claims p = 0.
@@ -78,6 +94,12 @@ def _t_tail(t: float, freedom: int) -> float:
 
 
 def _cosine_power(low: float, high: float, freedom: int) -> float:
-    nodes, weights = np.polynomial.legendre.leggauss(200)
+    nodes, weights = _quadrature()
     angle = (high - low) / 2 * nodes + (high + low) / 2
     return float((high - low) / 2 * (weights * np.cos(angle) ** (freedom - 1)).sum())
+
+
+@cache
+def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights, kept: to find them takes longer than all else of a test."""
+    return np.polynomial.legendre.leggauss(200)

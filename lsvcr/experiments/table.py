@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from lsvcr.baselines.popularity import evaluate_popularity
@@ -14,13 +13,12 @@ from lsvcr.evaluation.result import Result, same_protocol
 from lsvcr.evaluation.significance import paired
 from lsvcr.experiments.runs import load_task_runs
 from lsvcr.schema import Split, Task
+from lsvcr.utils.tables import print_whole
 
 COLUMNS = ("recall@10", "ndcg@10", "mrr@10")
 COLD_COLUMN = "ndcg@10"
 COLD = "cold"
 POPULARITY = "popularity"
-WIDEST = 1000
-"""Characters: as wide as any table of a few labels gets."""
 
 
 def compare_runs(
@@ -76,11 +74,7 @@ def print_table(report: Mapping[str, Any]) -> None:
             names = [*COLUMNS, COLD] if task is Task.REC else list(COLUMNS)
             cells += ["-" if figures.get(name) is None else f"{figures[name]:.4f}" for name in names]
         table.add_row(label, *cells)
-    console = Console()
-    # A terminal that is too narrow breaks lines; rich would shorten names and figures to fit it.
-    needed = console.measure(table, options=console.options.update(max_width=WIDEST)).maximum
-    console = Console(width=max(console.width, needed))
-    console.print(table)
+    console = print_whole(table)
     for sentence in _sentences(report):
         console.print(sentence, highlight=False)
 

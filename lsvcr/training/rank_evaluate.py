@@ -1,12 +1,16 @@
 """The test of stage two: the best checkpoint, once, under every protocol; and the same for `lsvcr evaluate`."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from lsvcr.data.store import open_dataset
 from lsvcr.evaluation.evaluator import evaluate
+from lsvcr.evaluation.lists import split_metrics
+from lsvcr.evaluation.metrics import DEFAULT_METRICS
 from lsvcr.evaluation.protocol import FULL, Protocol
 from lsvcr.evaluation.result import Result, save_rows
 from lsvcr.models import checkpoint
@@ -19,6 +23,12 @@ from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import sha256_file, write_json
 
 SHOWN = ("recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr@10")
+"""Columns of a table where nobody has named metrics."""
+
+_SHORT = {"recall": "R", "ndcg": "N"}
+
+Asked = Literal["all", "full", "sampled"]
+"""Protocols of `protocols`: both, or the one of that name."""
 
 
 def protocols(settings: RankSettings) -> dict[str, Protocol]:
@@ -34,7 +44,7 @@ def final_test(setup: Setup, folder: RunFolder, device: torch.device) -> dict[st
     """
     weights = checkpoint.load(folder.best)
     checkpoint.load_into(setup.model, weights.tensors, source=str(folder.best))
-    results = _evaluate(setup, Split.TEST, device)
+    results = _evaluate(setup, Split.TEST, device, protocols(setup.settings), DEFAULT_METRICS)
     report = _report(folder.best, weights.manifest, results)
     if is_main():
         for name, result in results.items():
@@ -44,58 +54,107 @@ def final_test(setup: Setup, folder: RunFolder, device: torch.device) -> dict[st
     return report
 
 
-def evaluate_checkpoint(checkpoint_path: str, data: str, split: str = "test") -> dict[str, Any]:
-    """Evaluate a stage-two checkpoint; on the test split this gives what its run's `metrics.json` holds.
+def evaluate_checkpoint(
+    checkpoint_path: str,
+    data: str,
+    split: str = "test",
+    protocol: Asked = "all",
+    metrics: Sequence[str] = (),
+    filter_seen: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a stage-two checkpoint; as it stands, on the test split, this gives what its run's `metrics.json` holds.
 
     Args:
         checkpoint_path: run folder, or its best/ or last/.
         data: the prepared dataset it was trained on.
         split: `test` or `val`.
+        protocol: `full`, `sampled` or both.
+        metrics: names such as `map@20`; none = `DEFAULT_METRICS`.
+        filter_seen: Rec: videos of a user's history do not rank, unless one is the target.
 
     Raises:
-        UserError: no such checkpoint, or another dataset, or changed text vectors.
+        UserError: no such checkpoint, another dataset, changed text vectors, an unknown metric, or one that no protocol
+            has.
     """
+    folder, manifest, results = evaluate_rows(checkpoint_path, data, split, protocol, metrics, filter_seen)
+    return _report(folder, manifest, results)
+
+
+def evaluate_rows(
+    checkpoint_path: str,
+    data: str,
+    split: str,
+    protocol: Asked,
+    metrics: Sequence[str],
+    filter_seen: bool,
+) -> tuple[Path, dict[str, Any], dict[str, Result]]:
+    """As `evaluate_checkpoint`: the folder, its manifest, and results by protocol with the values of every row."""
     folder = _checkpoint_folder(checkpoint_path)
+    ranked, listed = split_metrics(metrics or DEFAULT_METRICS)
     setup, manifest = restore(folder, open_dataset(data))
+    if filter_seen and setup.task is not Task.REC:
+        raise UserError(
+            f"{checkpoint_path} ranks comments, and --filter_seen takes videos out of the race: leave it away"
+        )
+    chosen = {
+        name: replace(own, filter_seen=filter_seen)
+        for name, own in protocols(setup.settings).items()
+        if protocol in ("all", name)
+    }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     setup.model.to(device)
-    return _report(folder, manifest, _evaluate(setup, Split(split), device))
+    return folder, manifest, _evaluate(setup, Split(split), device, chosen, (*ranked, *listed))
 
 
-def show(report: dict[str, Any]) -> None:
-    """Print the figures of a report as a table, on the first process."""
+def show(report: dict[str, Any], metrics: Sequence[str] = ()) -> None:
+    """Print the figures of a report as a table, on the first process; slices of no row or of all are left out.
+
+    Args:
+        report: of `evaluate_checkpoint`.
+        metrics: the columns; none = `SHOWN`.
+    """
     if not is_main():
         return
+    names = [name.lower() for name in metrics or SHOWN]
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from lsvcr.utils.tables import print_whole
 
     table = Table(title=f"{report['task_label']}, {report['split']} split", box=box.SIMPLE_HEAD)
     table.add_column("candidates")
     table.add_column("rows", justify="right")
-    for name in SHOWN:
+    for name in names:
         table.add_column(_short(name), justify="right")
     for name, result in report["protocols"].items():
-        for label, part in [(name, result), *((f"{name}, {k}", v) for k, v in result["slices"].items())]:
-            values = [part["metrics"][metric]["value"] for metric in SHOWN]
+        slices = {f"  {k}": v for k, v in result["slices"].items() if 0 < v["rows"] < result["rows"]}
+        for label, part in {name: result, **slices}.items():
+            values = [part["metrics"].get(metric, {}).get("value") for metric in names]
             table.add_row(
                 label, str(part["rows"]), *("-" if value is None else f"{value:.4f}" for value in values)
             )
-    Console().print(table)
+    print_whole(table)
 
 
 def _short(metric: str) -> str:
-    """`recall@10` -> `R@10`, `ndcg@5` -> `N@5`, `mrr@10` -> `MRR@10`."""
+    """`recall@10` -> `R@10`, `ndcg@5` -> `N@5`, `mrr@10` -> `MRR@10`, `popularity_bias@5` -> `POPULARITY BIAS@5`."""
     word, _, k = metric.partition("@")
-    return f"{ {'recall': 'R', 'ndcg': 'N', 'mrr': 'MRR'}[word] }@{k}"
+    return f"{_SHORT.get(word, word.upper().replace('_', ' '))}@{k}"
 
 
-def _evaluate(setup: Setup, split: Split, device: torch.device) -> dict[str, Result]:
+def _evaluate(
+    setup: Setup,
+    split: Split,
+    device: torch.device,
+    chosen: dict[str, Protocol],
+    metrics: tuple[str, ...],
+) -> dict[str, Result]:
     setup.model.eval()
     return evaluate(
         setup.model,
         setup.data(split),
-        protocols(setup.settings),
+        chosen,
+        metrics=metrics,
         batch_size=setup.settings.per_device_eval_batch_size,
         device=device,
     )

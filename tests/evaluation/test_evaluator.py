@@ -7,123 +7,122 @@ import numpy as np
 import pytest
 import torch
 
-from lsvcr.data.rank import RankBatch, RankData
+from lsvcr.data.rank import RankData
 from lsvcr.data.store import Dataset
 from lsvcr.evaluation import evaluator
 from lsvcr.evaluation.evaluator import evaluate
+from lsvcr.evaluation.lists import LIST_METRICS
+from lsvcr.evaluation.metrics import DEFAULT_METRICS, METRICS
 from lsvcr.evaluation.protocol import FULL, Protocol
 from lsvcr.evaluation.result import Result, same_protocol, table
 from lsvcr.schema import Split, Task
 from lsvcr.utils.errors import UserError
+from tests.evaluation.eval_world import (
+    USERS,
+    Blurred,
+    Coarse,
+    Constant,
+    N,
+    Oracle,
+    write_world,
+)
 from tests.rank_world import World
 
-N, USERS = 40, 30
-
-
-class Constant:
-    """Scores everything alike."""
-
-    def __init__(self, items: int) -> None:
-        self.items = items
-
-    def user_vectors(self, batch: RankBatch) -> torch.Tensor:
-        return torch.ones(len(batch), 1)
-
-    def item_vectors(self) -> torch.Tensor:
-        return torch.ones(self.items + 1, 1)
-
-
-class Oracle:
-    """Knows each row's best item: item vectors are one-hot."""
-
-    def __init__(self, best: np.ndarray, items: int) -> None:
-        self.best, self.items = best, items
-
-    def user_vectors(self, batch: RankBatch) -> torch.Tensor:
-        return torch.eye(self.items + 1)[self.best[batch.rows]]
-
-    def item_vectors(self) -> torch.Tensor:
-        return torch.eye(self.items + 1)
-
-
-class Blurred:
-    """Random vectors by user history and item, through a network whose rounding depends on the batch's shape."""
-
-    def __init__(self, items: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.table = torch.randn(items + 1, 24, generator=generator)
-        self.layer = torch.randn(24, 24, generator=generator)
-
-    def user_vectors(self, batch: RankBatch) -> torch.Tensor:
-        return torch.tanh(self.table[batch.video_ids] @ self.layer).mean(1)
-
-    def item_vectors(self) -> torch.Tensor:
-        return self.table
+MANY = (
+    *(f"{word}@{k}" for word in METRICS for k in (1, 3, 10)),
+    *(f"{word}@{k}" for word in LIST_METRICS for k in (1, 7, 60)),
+)
+"""Every metric; the last K is larger than the catalogue."""
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """USERS users with 4 videos each; test targets spread over the catalogue; 3 comments a video, some rows bare."""
-    rng = np.random.default_rng(0)
-    videos = [[int(v) for v in rng.choice(N, 4, replace=False) + 1] for _ in range(USERS)]
-    comments = [[(1, 0), (4, 1)] if u % 2 else [] for u in range(USERS)]
-    video_of = [v for v in range(1, N + 1) for _ in range(3)]
-    rec = [(u + 1, 3, 0, videos[u][3]) for u in range(USERS)]
-    watched = [(u + 1, 4, len(comments[u]), u + 1) for u in range(USERS)]
-    positives = [
-        [] if u == 7 else [3 * u + 1, 3 * u + 3] if u % 3 == 0 else [3 * u + 2] for u in range(USERS)
-    ]
-    others = [list(range(3 * u + 1, 3 * u + 4)) for u in range(USERS)]
-    others[4] = [13, 15]  # the positive, 14, is not among them
-    others[5] = []
-    stored = [
-        [t, *(int(v) for v in rng.permutation([v for v in range(1, N + 1) if v != t])[:9])] for *_, t in rec
-    ]
-    return World(
-        N,
-        videos,
-        comments,
-        video_of,
-        rec={Split.TEST: rec},
-        comm_rank={Split.TEST: watched},
-        positives={Split.TEST: positives},
-        candidates={(Task.REC, Split.TEST): stored, (Task.COMM_RANK, Split.TEST): others},
-        counts=[v % 10 for v in range(1, N + 1)],
-        options={"candidates": 10},
-    ).write(tmp_path_factory.mktemp("world"))
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+METRICS_AT_5 = tuple(f"{word}@5" for word in METRICS)
 
 
 def data(dataset: Dataset, task: Task = Task.REC) -> RankData:
     return RankData(dataset, task, Split.TEST)
 
 
-def test_constant_scorer_gets_chance_level(dataset: Dataset) -> None:
-    results = evaluate(Constant(N), data(dataset), {"full": FULL, "sampled": Protocol("sampled")})
-    assert results["full"].values["recall@10"] == pytest.approx(np.full(USERS, 10 / N))
-    assert results["sampled"].values["recall@5"] == pytest.approx(np.full(USERS, 5 / 10))
+def same_to_the_last_digit(one: dict[str, Result], other: dict[str, Result]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].values.keys() == other[name].values.keys()
+        for metric, values in one[name].values.items():
+            assert np.array_equal(values, other[name].values[metric]), (name, metric)
+        assert one[name].overall == other[name].overall
+
+
+def test_constant_scorer_gets_chance_level_wherever_the_target_sits(dataset: Dataset) -> None:
+    """Targets are spread over the catalogue; in the stored lists they come first."""
+    results = evaluate(
+        Constant(N), data(dataset), {"full": FULL, "sampled": Protocol("sampled")}, metrics=METRICS_AT_5
+    )
+    for name, candidates in (("full", N), ("sampled", 10)):
+        chance = {
+            "recall@5": 5 / candidates,
+            "hr@5": 5 / candidates,
+            "precision@5": 1 / candidates,
+            "ndcg@5": sum(1 / np.log2(r + 1) for r in range(1, 6)) / candidates,
+            "mrr@5": sum(1 / r for r in range(1, 6)) / candidates,
+            "map@5": sum(1 / r for r in range(1, 6)) / candidates,
+        }
+        assert results[name].values.keys() == chance.keys()
+        for metric, value in chance.items():
+            assert results[name].values[metric] == pytest.approx(np.full(USERS, value)), (name, metric)
 
 
 def test_oracle_gets_one(dataset: Dataset) -> None:
     best = data(dataset).samples.video
-    for result in evaluate(Oracle(best, N), data(dataset), {"a": FULL, "b": Protocol("sampled", 5)}).values():
+    protocols = {"a": FULL, "b": Protocol("sampled", 5)}
+    names = (*DEFAULT_METRICS, "hr@1", "hr@10", "map@1", "map@10", "precision@1")
+    for result in evaluate(Oracle(best, N), data(dataset), protocols, metrics=names).values():
         assert all((values == 1).all() for values in result.values.values())
+    tenth = evaluate(Oracle(best, N), data(dataset), metrics=("precision@10",))["full"]
+    assert tenth.values["precision@10"] == pytest.approx(np.full(USERS, 1 / 10))
 
 
-def test_batch_size_and_chunk_change_no_bit(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scorer", [Blurred(N), Coarse(N), Constant(N)], ids=lambda s: type(s).__name__)
+def test_batch_size_and_chunk_change_no_bit(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, scorer: Constant
+) -> None:
     monkeypatch.setattr(evaluator, "BLOCK", 4)
     both = {"full": FULL, "sampled": Protocol("sampled"), "seen": replace(FULL, filter_seen=True)}
-    first = evaluate(Blurred(N), data(dataset), both)
+    first = evaluate(scorer, data(dataset), both, metrics=MANY)
     for batch_size, chunk in ((1, 1), (3, 7), (8, 1000), (30, 13)):
-        again = evaluate(Blurred(N), data(dataset), both, batch_size=batch_size, chunk=chunk)
-        for name in both:
-            for metric, values in first[name].values.items():
-                assert np.array_equal(values, again[name].values[metric])
+        again = evaluate(scorer, data(dataset), both, metrics=MANY, batch_size=batch_size, chunk=chunk)
+        same_to_the_last_digit(first, again)
+
+
+@pytest.mark.parametrize("kind", [Blurred, Coarse])
+def test_the_order_of_candidates_changes_no_bit(
+    dataset: Dataset, tmp_path: Path, kind: type[Blurred]
+) -> None:
+    """The same videos under other numbers, and the stored lists shuffled."""
+    rng = np.random.default_rng(3)
+    numbers = np.concatenate([[0], rng.permutation(N) + 1])
+    other = write_world(tmp_path, numbers, order=5)
+    both = {"full": FULL, "sampled": Protocol("sampled"), "seen": replace(FULL, filter_seen=True)}
+    one = evaluate(kind(N), data(dataset), both, metrics=MANY)
+    two = evaluate(kind(N, np.argsort(numbers)), data(other), both, metrics=MANY)
+    same_to_the_last_digit(one, two)
+    comments = [
+        evaluate(Constant(3 * N), data(world, Task.COMM_RANK), {"s": Protocol("sampled")})
+        for world in (dataset, other)
+    ]
+    same_to_the_last_digit(*comments)
 
 
 def test_rows_without_positives_are_counted_never_nan(dataset: Dataset) -> None:
     """One row has no positive; in two more the positive is not among the stored candidates, or there are none."""
     results = evaluate(
-        Constant(3 * N), data(dataset, Task.COMM_RANK), {"full": FULL, "sampled": Protocol("sampled")}
+        Constant(3 * N),
+        data(dataset, Task.COMM_RANK),
+        {"full": FULL, "sampled": Protocol("sampled")},
+        metrics=tuple(name for name in MANY if name.partition("@")[0] in METRICS),
     )
     full, sampled = results["full"], results["sampled"]
     assert (full.rows_without_positives, full.positives_not_listed) == (1, 0)
@@ -180,6 +179,55 @@ def test_cold_slice_and_intervals(dataset: Dataset) -> None:
     low, high = summary["metrics"]["recall@10"]["interval"]
     assert low <= summary["metrics"]["recall@10"]["value"] <= high
     assert summary == evaluate(Blurred(N), data(dataset))["full"].summary()
+
+
+def test_slices_by_length_of_history_and_comments(tmp_path: Path) -> None:
+    """Whole histories count, also where a model is shown less; each border belongs to the longer side."""
+    shown = [(0, 0), (9, 9), (10, 10), (19, 9), (20, 30)]
+    videos = [[1 + v % 3 for v in range(watched + 1)] for watched, _ in shown]
+    comments = [[(1, step) for step in range(made)] for _, made in shown]
+    rec = [(u + 1, watched, made, 1) for u, (watched, made) in enumerate(shown)]
+    dataset = World(3, videos, comments, [1, 2, 3], rec={Split.TEST: rec}).write(tmp_path)
+    parts = evaluate(Constant(3), RankData(dataset, Task.REC, Split.TEST, max_videos=2))["full"].slices
+    assert {name: mask.astype(int).tolist() for name, mask in parts.items()} == {
+        "cold": [0, 0, 0, 0, 0],
+        "history_short": [1, 1, 0, 0, 0],
+        "history_medium": [0, 0, 1, 1, 0],
+        "history_long": [0, 0, 0, 0, 1],
+        "comments_poor": [1, 1, 0, 1, 0],
+        "comments_rich": [0, 0, 1, 0, 1],
+    }
+
+
+def test_slices_leave_out_rows_without_positives(dataset: Dataset) -> None:
+    result = evaluate(Constant(3 * N), data(dataset, Task.COMM_RANK))["full"]
+    assert {len(mask) for mask in result.slices.values()} == {USERS - 1}
+    assert result.slices["history_short"].all() and result.slices["comments_poor"].all()
+
+
+def test_metrics_of_lists_need_the_whole_catalogue(dataset: Dataset) -> None:
+    for task, protocol in ((Task.COMM_RANK, FULL), (Task.REC, Protocol("sampled"))):
+        with pytest.raises(UserError, match="coverage@5: .*on Rec under the protocol full"):
+            evaluate(Constant(3 * N), data(dataset, task), {"x": protocol}, metrics=("ndcg@5", "coverage@5"))
+    results = evaluate(
+        Constant(N),
+        data(dataset),
+        {"full": FULL, "sampled": Protocol("sampled")},
+        metrics=("ndcg@5", "arp@5"),
+    )
+    assert [list(result.values) for result in results.values()] == [["ndcg@5", "arp@5"], ["ndcg@5"]]
+    with pytest.raises(UserError, match="did you mean coverage"):
+        evaluate(Constant(N), data(dataset), metrics=("covrage@5",))
+
+
+def test_figures_of_all_rows_have_no_interval_and_no_slices(dataset: Dataset) -> None:
+    result = evaluate(Blurred(N), data(dataset), metrics=("coverage@5", "gini@5"))["full"]
+    summary = result.summary()
+    assert summary["metrics"]["coverage@5"] == {"value": result.overall["coverage@5"], "interval": None}
+    assert summary["rows"] == USERS and result.mean("gini@5") == result.overall["gini@5"]
+    assert summary["slices"]["cold"]["metrics"] == {}
+    with pytest.raises(UserError, match="gini@5 was not measured"):
+        result.mean("gini@5", "cold")
 
 
 def test_an_empty_slice_has_no_value(dataset: Dataset) -> None:

@@ -1,14 +1,16 @@
 """Per-row values on disk, intervals, paired tests."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from scipy import stats
 
 from lsvcr.evaluation.result import Fingerprint, Result, bootstrap_interval, load_rows, save_rows
-from lsvcr.evaluation.significance import paired, paired_t_test
+from lsvcr.evaluation.significance import paired, paired_all, paired_t_test
 from lsvcr.utils.errors import UserError
 
 PRINT = Fingerprint("rec", "test", "full", "all videos", "kept", "expected", "abc")
@@ -26,6 +28,27 @@ def test_rows_survive_the_disk(tmp_path: Path) -> None:
     assert again.fingerprint == PRINT
     assert again.summary() == original.summary()
     assert np.array_equal(again.rows, original.rows)
+    more = replace(original, overall={"coverage@10": 1 / 3})
+    save_rows(tmp_path / "rows.safetensors", more)
+    assert load_rows(tmp_path / "rows.safetensors").overall == {"coverage@10": 1 / 3}
+
+
+def test_rows_of_an_earlier_version_still_load(tmp_path: Path) -> None:
+    """They know nothing of figures of all rows, and of the slices only the cold one."""
+    tensors = {
+        "rows": np.array([0, 2]),
+        "metric/ndcg@10": np.array([0.5, 1.0]),
+        "slice/cold": np.array([0, 1], dtype=np.uint8),
+    }
+    about = {
+        "fingerprint": json.dumps(asdict(PRINT)),
+        "counts": json.dumps({"rows_without_positives": 3, "positives_not_listed": 0}),
+    }
+    save_file(tensors, tmp_path / "rows.safetensors", metadata=about)
+    old = load_rows(tmp_path / "rows.safetensors")
+    assert (old.fingerprint, old.rows_without_positives, old.overall) == (PRINT, 3, {})
+    assert (old.mean("ndcg@10"), old.mean("ndcg@10", "cold")) == (0.75, 1)
+    assert old.summary()["slices"]["cold"]["rows"] == 1
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
@@ -63,6 +86,19 @@ def test_paired_sees_a_small_gap_that_single_intervals_hide() -> None:
     assert paired(better, result(base), "ndcg@10", "cold").rows == 200
     same = paired(better, better, "ndcg@10")
     assert (same.difference, same.bootstrap_p, same.t_p) == (0, 1, 1)
+
+
+def test_several_metrics_at_once_are_each_alone() -> None:
+    rng = np.random.default_rng(3)
+    a, b = (
+        replace(result(rng.random(60)), values={name: rng.random(60) for name in ("ndcg@10", "map@5")})
+        for _ in range(2)
+    )
+    for together in paired_all(a, b, ("ndcg@10", "map@5")):
+        alone = paired(a, b, together.metric)
+        assert (together.rows, together.difference, together.t_p) == (60, alone.difference, alone.t_p)
+        assert together.interval == pytest.approx(alone.interval)
+        assert together.bootstrap_p == alone.bootstrap_p
 
 
 def test_different_rows_or_protocols_cannot_be_paired() -> None:
