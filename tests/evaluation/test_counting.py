@@ -22,6 +22,25 @@ def test_any_chunk_equals_sorting(chunk: int) -> None:
     assert counts.tied.tolist() == [1] * 20
 
 
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_scores_closer_than_float32_can_tell_are_told_apart(precision: str) -> None:
+    """1,000 items around each target, at distances from a hundredth of a float32 step to a hundred."""
+    users = vectors(3, 6)
+    step = torch.finfo(torch.float32).eps
+    shifts = torch.logspace(-2, 2, 500, dtype=torch.float64) * step
+    near = torch.cat([1 + shifts, 1 - shifts])[:, None] * vectors(1, 7).double()
+    items = torch.cat([vectors(1, 8), vectors(1, 7), near.float(), vectors(400, 9)])
+    torch.set_float32_matmul_precision(precision)
+    try:
+        counts = count_catalogue(users, items, torch.arange(3), torch.ones(3, dtype=torch.int64), None, 64)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    scores = (users.double() @ items[1:].double().T).float()
+    assert counts.higher.tolist() == (scores > scores[:, :1]).sum(1).tolist()
+    assert counts.tied.tolist() == (scores == scores[:, :1]).sum(1).tolist()
+    assert min(counts.tied.tolist()) > 10
+
+
 def test_padding_never_ranks() -> None:
     """Row 0 would win by far."""
     items = torch.tensor([[100.0], [1.0], [2.0]])
