@@ -101,6 +101,10 @@ class SRSettings:
     attention_dropout: float = option(0.3, "dropout on attention weights")
     text_width: int = option(256, "width e of a title's or comment's text vector")
     temperature: float = option(0.07, "temperature of every cosine score")
+    start_near_identity: bool = option(
+        True,
+        "fresh user vectors lie near the user's history; False: all weights start as noise, as published",
+    )
 
 
 @dataclass
@@ -249,7 +253,9 @@ class RankSettings(SRSettings):
     finetune_task: str = option("Rec", "Rec or CommRank")
     data_path: str = option("./data", "prepared dataset")
     output_dir: str = option("./ckpt/finetune", "run folder; holds best/, last/ and metrics.json")
-    pretrain_checkpoint: str = option("none", "stage-one run folder, or none")
+    pretrain_checkpoint: str = option(
+        "none", "stage-one run folder, official adapter_model.bin (or its folder), or none"
+    )
     photo_emb_file: str = option(
         "",
         "video text vectors; empty = photo_embs.npy of the checkpoint, "
@@ -267,7 +273,13 @@ class RankSettings(SRSettings):
     warmup_ratio: float = option(0.0, "share of steps with rising learning rate")
     num_train_epochs: int = option(50, "at most this many epochs")
     patience: int = option(5, "stop after this many validations without a better metric")
-    metric_for_best_model: str = option("ndcg@5", "validation metric that picks the best epoch")
+    metric_for_best_model: str = option(
+        "ndcg@5", "validation metric that picks the best epoch: recall, ndcg or mrr at any K"
+    )
+    val_protocol: Literal["full", "sampled"] = option(
+        "full",
+        "candidates of the validation: all videos (CommRank: the video's comments), or those stored with the dataset",
+    )
     evaluation_strategy: Literal["epoch", "steps", "no"] = option(
         "epoch", "steps: every eval_steps epochs, as the reference counts"
     )
@@ -288,6 +300,14 @@ class RankSettings(SRSettings):
     )
     min_id_count: int = option(
         0, "videos with fewer training interactions get no id, text alone; 0 = all have one"
+    )
+    standardise_texts: bool = option(
+        True,
+        "a fresh embedding head standardises the LLM's states; False: takes them as they are, as published",
+    )
+    freeze: str = option(
+        "",
+        "parts that keep the weights they start with: text, id, encoders, separated by commas; empty = none",
     )
     disable_id: bool = option(False, "no id embeddings: text alone")
     disable_text: bool = option(False, "no text: id embeddings alone (comments get ids too)")

@@ -11,7 +11,7 @@ Stage two. A key left out keeps the default of finetune.py (or the value of its 
 arguments; variables of the environment are not read.
 
   TASK             Rec (default): the next video; CommRank: the comments of the video being watched
-  PRETRAIN_CKPT    stage-one run folder (./ckpt/LSVCR); none trains without stage one
+  PRETRAIN_CKPT    stage-one run folder (./ckpt/LSVCR), or an official adapter_model.bin; none trains without stage one
   DATASET_PATH     prepared dataset (./data)
   OUTPUT_DIR       run folder (./ckpt/finetune/RUN_NAME-TASK)
   RUN_NAME         names the run folder (FtLSVCR)

@@ -55,6 +55,8 @@ class OfficialCheckpoint(NamedTuple):
     """`sr.*`, `head.*` and `contrast.*` under our names, float32."""
     lora: dict[str, Tensor]
     """LoRA matrices under their names in the file, float32; see `native_lora`."""
+    names: dict[str, str]
+    """The official name, without prefix, of each tensor of `heads` that the file holds."""
 
 
 def read_official(path: str | Path) -> OfficialCheckpoint:
@@ -99,12 +101,13 @@ def renamed(tensors: Mapping[str, Tensor], source: str) -> OfficialCheckpoint:
     """
     heads: dict[str, Tensor] = {}
     lora: dict[str, Tensor] = {}
+    names: dict[str, str] = {}
     unknown = []
     for name, value in tensors.items():
         plain = _SAVED_WHOLE.sub("", name.removeprefix(PREFIX))
         ours = _our_name(plain)
         if ours is not None:
-            heads[ours] = value.float()
+            heads[ours], names[ours] = value.float(), plain
         elif _LORA.fullmatch(plain):
             lora[plain] = value.float()
         else:
@@ -118,7 +121,7 @@ def renamed(tensors: Mapping[str, Tensor], source: str) -> OfficialCheckpoint:
         # The official head takes its input as it is; ours standardises it, with these numbers not at all.
         width = heads["head.inner.weight"].shape[1]
         heads |= {"head.center": torch.zeros(width), "head.scale": torch.ones(width)}
-    return OfficialCheckpoint(heads, lora)
+    return OfficialCheckpoint(heads, lora, names)
 
 
 def native_lora(lora: Mapping[str, Tensor], q_rows: int, kv_rows: int) -> dict[str, Tensor]:

@@ -115,9 +115,10 @@ class SRModel(nn.Module):
         temperature: divides every cosine.
         use_text: False makes every text vector zero.
         use_comments: False ignores the comment history and the videos' comments.
+        start_near_identity: a fresh user vector lies near what is in the user's history, see `_start_as_average`;
+            False leaves the initialisation at what follows.
 
-    Initialisation: linears and tables N(0, 0.02^2), biases 0, padding rows 0, LayerNorm identity, gate 1; on top of
-    that a fresh user vector lies near what is in the user's history: see `_start_as_average`.
+    Initialisation: linears and tables N(0, 0.02^2), biases 0, padding rows 0, LayerNorm identity, gate 1.
 
     Raises:
         ValueError: if neither text nor video ids are left, or `hidden` is no multiple of `heads`.
@@ -145,6 +146,7 @@ class SRModel(nn.Module):
         temperature: float = 0.07,
         use_text: bool = True,
         use_comments: bool = True,
+        start_near_identity: bool = True,
     ) -> None:
         arguments: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
@@ -178,7 +180,8 @@ class SRModel(nn.Module):
         self.rec_pooling = AdditivePooling(hidden, dropout)
         self.comm_rank_attention = MultiHeadAttention(**shape)
         self.apply(initialise)
-        self._start_as_average()
+        if start_near_identity:
+            self._start_as_average()
         self.gate = nn.Parameter(torch.ones(1)) if n_videos else None
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from lsvcr.evaluation.evaluator import evaluate
 from lsvcr.evaluation.metrics import DEFAULT_METRICS
-from lsvcr.evaluation.protocol import FULL, check
+from lsvcr.evaluation.protocol import check
 from lsvcr.schema import Split, Task
 from lsvcr.settings import RankSettings
 from lsvcr.training.rank_batches import EpochBatches, MicroBatch, optimiser_steps
@@ -84,9 +84,12 @@ class Trainer:
             )
         for protocol in protocols(settings).values():
             check(protocol, setup.data(Split.TEST))
+        self.protocol = protocols(settings)[settings.val_protocol]
+        check(self.protocol, self.validation)
         self.model = setup.model.to(accelerator.device)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.metric = metric_name(settings)
@@ -206,16 +209,16 @@ class Trainer:
         return every > 0 and (epoch % every == 0 or epoch == self.settings.num_train_epochs)
 
     def _validate(self) -> dict[str, float]:
-        """Means of the validation split over the full catalogue."""
+        """Means of the validation split, among the candidates of `val_protocol`."""
         self.model.eval()
         result = evaluate(
             self.model,
             self.validation,
-            {"full": FULL},
+            {self.protocol.name: self.protocol},
             metrics=tuple(dict.fromkeys((*DEFAULT_METRICS, self.metric))),
             batch_size=self.settings.per_device_eval_batch_size,
             device=self.accelerator.device,
-        )["full"]
+        )[self.protocol.name]
         return {name: result.mean(name) or 0.0 for name in result.values}
 
 

@@ -15,17 +15,14 @@ from lsvcr.models import checkpoint
 from lsvcr.models.rank import RankModel
 from lsvcr.models.sr import EmbeddingHead, SRModel
 from lsvcr.nn.attention import INITIAL_STD
-from lsvcr.schema import BEST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE, STAGE_TWO, Split, Task
+from lsvcr.schema import STAGE_TWO, Split, Task
 from lsvcr.settings import RankSettings
+from lsvcr.training.rank_freeze import freeze, frozen_groups
+from lsvcr.training.rank_handover import Handover, StageOne, find_stage_one, hand_over, recorded
 from lsvcr.training.rank_texts import TextTables, load_texts
 from lsvcr.utils.errors import UserError
-from lsvcr.utils.io import sha256_file
 from lsvcr.utils.seeding import seed_everything
 
-SR_PREFIX, HEAD_PREFIX = "sr.", "head."
-"""Where a stage-one folder and `RankModel` both keep SR model and embedding head."""
-
-_NEW_IN_STAGE_TWO = ("video_id.*", "comment_id.*", "gate")
 _INITIALISATION = 1
 STANDARDISED_TEXTS = 1 << 14
 """Texts of each kind that a fresh embedding head's statistics are taken from."""
@@ -39,17 +36,19 @@ class Setup:
         settings: as given.
         task: parsed.
         dataset: open.
-        parent: the stage-one folder, or None.
+        parent: stage one's weights, or None.
         texts: frozen text vectors, or None without text.
         model: on the CPU.
+        handover: what was taken from `parent`.
     """
 
     settings: RankSettings
     task: Task
     dataset: Dataset
-    parent: Path | None
+    parent: StageOne | None
     texts: TextTables | None
     model: RankModel
+    handover: Handover | None = None
 
     def data(self, split: Split) -> RankData:
         """Batches of a split with the settings' history lengths."""
@@ -62,11 +61,6 @@ class Setup:
             fill_up=self.settings.fill_up_comments,
         )
 
-    @property
-    def parent_hash(self) -> str | None:
-        """SHA-256 of the stage-one manifest, which names its weights' run."""
-        return None if self.parent is None else sha256_file(self.parent / MANIFEST_FILE)
-
 
 def set_up(settings: RankSettings) -> Setup:
     """Check the settings, open what they name and build the model, initialised from `settings.seed`.
@@ -76,16 +70,13 @@ def set_up(settings: RankSettings) -> Setup:
     """
     task = check_settings(settings)
     dataset = open_dataset(settings.data_path)
-    parent = stage_one_folder(settings.pretrain_checkpoint)
+    parent = find_stage_one(settings.pretrain_checkpoint)
     texts = None if settings.disable_text else load_texts(settings, dataset, parent)
-    weights = None if parent is None else checkpoint.load(parent)
     seed_everything(settings.seed, _INITIALISATION)
-    model = build_model(
-        settings, task, dataset, texts, 0 if weights is None else _position_rows(weights.tensors)
-    )
-    if weights is not None:
-        _load_stage_one(model, weights.tensors, settings, f"the stage-one checkpoint {parent}")
-    return Setup(settings, task, dataset, parent, texts, model)
+    model = build_model(settings, task, dataset, texts, 0 if parent is None else parent.position_rows)
+    handover = None if parent is None else hand_over(model, parent)
+    freeze(model, frozen_groups(settings.freeze))
+    return Setup(settings, task, dataset, parent, texts, model, handover)
 
 
 def check_settings(settings: RankSettings) -> Task:
@@ -99,6 +90,7 @@ def check_settings(settings: RankSettings) -> Task:
     except ValueError as unknown:
         raise UserError(f"--finetune_task: {unknown}") from None
     parse_metric(metric_name(settings))
+    frozen_groups(settings.freeze)
     for flag in ("max_phis_len", "max_chis_len"):
         if not 1 <= getattr(settings, flag) <= settings.max_position:
             raise UserError(
@@ -131,25 +123,6 @@ def metric_name(settings: RankSettings) -> str:
     return settings.metric_for_best_model.lower().removeprefix("eval_")
 
 
-def stage_one_folder(path: str) -> Path | None:
-    """The folder that holds the stage-one weights: `path`, its best/, or the folder of a named file in it.
-
-    Raises:
-        UserError: there are none.
-    """
-    if path.lower() in ("none", ""):
-        return None
-    given = Path(path)
-    start = given.parent if given.is_file() else given
-    for folder in (start, start / BEST_DIR):
-        if (folder / SR_WEIGHTS_FILE).is_file():
-            return folder
-    raise UserError(
-        f"--pretrain_checkpoint {path}: no {SR_WEIGHTS_FILE} there or in its {BEST_DIR}/; give the output folder of a "
-        "finished stage one (scripts/run_lora.sh), or none to train without it"
-    )
-
-
 def build_model(
     settings: RankSettings, task: Task, dataset: Dataset, texts: TextTables | None, position_rows: int = 0
 ) -> RankModel:
@@ -169,7 +142,9 @@ def build_model(
     head = None
     if texts is not None and texts.needs_head:
         head = EmbeddingHead(texts.width, settings.text_width)
-        head.standardise(torch.cat([texts.videos[:STANDARDISED_TEXTS], texts.comments[:STANDARDISED_TEXTS]]))
+        if settings.standardise_texts:
+            some = [texts.videos[:STANDARDISED_TEXTS], texts.comments[:STANDARDISED_TEXTS]]
+            head.standardise(torch.cat(some))
     return RankModel(
         sr,
         task,
@@ -199,9 +174,7 @@ def about(setup: Setup, processes: int) -> dict[str, Any]:
         "settings": asdict(setup.settings),
         "seed": setup.settings.seed,
         "data_hash": setup.dataset.data_hash,
-        "parent": None
-        if setup.parent is None
-        else {"path": str(setup.parent), "manifest": setup.parent_hash},
+        "parent": None if setup.parent is None else recorded(setup.parent, setup.handover),
         "texts": None if setup.texts is None else setup.texts.about,
         "position_rows": setup.model.sr.max_position,
         "processes": processes,
@@ -244,19 +217,3 @@ def restore(folder: Path, dataset: Dataset) -> tuple[Setup, dict[str, Any]]:
     model = build_model(settings, task, dataset, texts, manifest["position_rows"])
     checkpoint.load_into(model, weights.tensors, source=str(folder))
     return Setup(settings, task, dataset, None, texts, model), manifest
-
-
-def _load_stage_one(
-    model: RankModel, tensors: dict[str, torch.Tensor], settings: RankSettings, source: str
-) -> None:
-    """Copy SR model and, where it trains on, embedding head; all that stage two does not add must be there."""
-    own = checkpoint.extend_positions(checkpoint.under_prefix(SR_PREFIX, tensors), model.sr.max_position)
-    unused = ("adapter.*",) if settings.disable_text else ()
-    checkpoint.load_into(model.sr, own, source=source, may_miss=_NEW_IN_STAGE_TWO, may_ignore=unused)
-    if model.head is not None:
-        head = checkpoint.under_prefix(HEAD_PREFIX, tensors)
-        checkpoint.load_into(model.head, head, source=f"{source} (embedding head)")
-
-
-def _position_rows(tensors: dict[str, torch.Tensor]) -> int:
-    return max((len(t) for n, t in tensors.items() if n.endswith(checkpoint.POSITION_TABLES)), default=0)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lsvcr.models import checkpoint
 from lsvcr.schema import BEST_DIR, LAST_DIR, MANIFEST_FILE, METRICS_FILE, METRICS_LOG_FILE
 from lsvcr.settings import RankSettings
+from lsvcr.training.rank_freeze import frozen_groups
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_dir, read_json, recover
 
@@ -103,7 +104,11 @@ class RunFolder:
         if not (self.last / MANIFEST_FILE).is_file():
             return None
         manifest = read_json(self.last / MANIFEST_FILE)
-        there = manifest.get("identity", {}) if isinstance(manifest, dict) else {}
+        # A setting that an earlier version did not have had what is its default now.
+        there = {
+            **asdict(RankSettings()),
+            **(manifest.get("identity", {}) if isinstance(manifest, dict) else {}),
+        }
         differing = [
             f"{name} is {value!r} here and {there.get(name)!r} there"
             for name, value in self._identity.items()
@@ -168,6 +173,7 @@ def _identity(settings: RankSettings, about: Mapping[str, Any], precision: str) 
     chosen = {name: value for name, value in asdict(settings).items() if name not in _FREE}
     texts, parent = about["texts"], about["parent"]
     return chosen | {
+        "freeze": ",".join(frozen_groups(settings.freeze)),
         "data hash": about["data_hash"],
         "stage-one checkpoint": None if parent is None else parent["manifest"],
         "video text vectors": None if texts is None else texts["videos"]["sha256"],

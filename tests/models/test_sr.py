@@ -198,6 +198,27 @@ def test_start_values_are_as_documented():
             assert torch.equal(value, torch.ones_like(value)), name
 
 
+def test_a_published_start_is_noise_alone():
+    """What `start_near_identity` adds is the identity, nowhere else, and it can be left out."""
+    started = []
+    for near in (False, True):
+        torch.manual_seed(0)
+        started.append(SRModel(text_width=16, hidden=16, start_near_identity=near).state_dict())
+    noise, ours = started
+    same, nothing = torch.eye(16), torch.zeros(16, 16)
+    added = {
+        "merge.weight": torch.cat([same, same], dim=1),
+        "video_join.weight": torch.cat([same, nothing], dim=1),
+        "comment_join.weight": torch.cat([same, nothing], dim=1),
+        "comm_rank_attention.value.weight": same,
+        "comm_rank_attention.output.weight": same,
+    }
+    for name, value in noise.items():
+        torch.testing.assert_close(ours[name], value + added.get(name, 0.0), msg=name)
+        if name.endswith("weight") and "norm" not in name:
+            assert value.std().item() == pytest.approx(0.02, rel=0.4), name
+
+
 @pytest.mark.parametrize("comments", [True, False])
 def test_a_fresh_user_vector_lies_near_the_titles_of_the_history(comments):
     """Text alone could not be learned from noise: a user must resemble what they liked before any training."""

@@ -14,7 +14,7 @@ from lsvcr.models.sr import SRModel
 from lsvcr.settings import ConvertSettings, EmbedSettings, RankSettings
 from lsvcr.training.convert import convert
 from lsvcr.training.embedder import checkpoint_folder, load_embedder
-from lsvcr.training.rank_setup import stage_one_folder
+from lsvcr.training.rank_handover import find_stage_one
 from lsvcr.utils.errors import UserError
 from tests.models.test_official import official
 
@@ -80,7 +80,8 @@ def merged(alpha: float) -> torch.nn.Module:
 
 def test_an_official_checkpoint_embeds_texts_as_it_did(tmp_path: Path, checkpoint: Path):
     run = converted(checkpoint, tmp_path / "run")
-    assert stage_one_folder(str(run)) == run / "best"
+    found = find_stage_one(str(run))
+    assert found is not None and found.folder == run / "best"
     embedder = load_embedder(EmbedSettings(checkpoint=str(run), bf16=False), checkpoint_folder(str(run)))
     texts = ["people like philosophy", "a b c", "你好"]
     ids = embedder.ids(texts)

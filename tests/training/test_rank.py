@@ -1,6 +1,8 @@
 """Stage two from end to end on a planted world: it learns, resumes, refuses, and counts right."""
 
 import json
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 
 from lsvcr.baselines.popularity import evaluate_popularity
 from lsvcr.data.store import open_dataset
+from lsvcr.evaluation.metrics import DEFAULT_METRICS
 from lsvcr.evaluation.result import load_rows
 from lsvcr.evaluation.significance import paired
 from lsvcr.schema import Task
@@ -99,6 +102,61 @@ def test_best_checkpoint_is_the_one_that_validated_best(trained: tuple[Path, dic
     assert manifest["metrics"]["val/ndcg@5"] == max(curve)
 
 
+def test_every_epoch_is_one_line_and_one_point_of_every_curve(trained: tuple[Path, dict]) -> None:
+    """`metrics.jsonl` and TensorBoard hold the same numbers: losses, speed, and all metrics of the validation."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out, _ = trained
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) > 5
+    assert [line.pop("step") for line in lines] == [5 * epoch for epoch in range(1, len(lines) + 1)]
+    names = {f"val/{metric}" for metric in DEFAULT_METRICS}
+    names |= {f"train/{name}" for name in ("loss", "ranking", "id_text", "samples_per_second")}
+    assert all(line.keys() == names for line in lines)
+    curves = EventAccumulator(str(out / "curves")).Reload()
+    assert set(curves.Tags()["scalars"]) == names
+    for name in names:
+        points = [(point.step, point.value) for point in curves.Scalars(name)]
+        assert points == [
+            (5 * epoch, pytest.approx(line[name], rel=1e-6)) for epoch, line in enumerate(lines, start=1)
+        ]
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+def test_the_optimiser_gets_the_rates_of_the_schedule(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """15 steps, the first 3 of them warm-up; the rate a step is made with, not the one before or after."""
+    rates: list[float] = []
+    update = training.Trainer._update
+
+    def spy(self: training.Trainer, step: int) -> None:
+        update(self, step)
+        rates.extend(group["lr"] for group in self.optimizer.param_groups)
+
+    monkeypatch.setattr(training.Trainer, "_update", spy)
+    run(settings(data, tmp_path, learning_rate=6e-3, warmup_ratio=0.2, lr_scheduler_type=kind))
+    left = [1 - done / 12 for done in range(12)]
+    falls = {
+        "constant": [1.0] * 12,
+        "linear": left,
+        "cosine": [(1 - math.cos(math.pi * part)) / 2 for part in left],
+    }
+    assert rates == pytest.approx([6e-3 * factor for factor in [1 / 3, 2 / 3, 1.0, *falls[kind]]])
+
+
+def test_a_bar_tells_task_progress_time_left_and_the_best_figure(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lsvcr.utils.logging.PLAIN_SECONDS", 0.0)
+    run(settings(data, tmp_path, num_train_epochs=2))
+    told = [line for line in capsys.readouterr().err.splitlines() if "stage two Rec:" in line]
+    duration = r"\d+ (s|min)"
+    assert re.search(rf"16/160, {duration} so far, {duration} left, epoch 1, ndcg@5 -$", told[0])
+    assert re.search(rf"96/160, {duration} so far, {duration} left, epoch 2, ndcg@5 \d\.\d{{4}}$", told[5])
+    assert "160/160" in told[-1] and " left" not in told[-1]
+
+
 def test_a_finished_run_is_not_trained_again(
     trained: tuple[Path, dict], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +169,27 @@ def test_early_stopping_counts_validations(data: Path, tmp_path: Path) -> None:
     run(settings(data, tmp_path, num_train_epochs=30, learning_rate=1e-9, patience=2))
     state = json.loads((tmp_path / "last" / "manifest.json").read_text())["progress"]
     assert (state["epoch"], state["best_epoch"], state["without_gain"]) == (3, 1, 2)
+
+
+@pytest.mark.parametrize("metric", ["mrr@3", "recall@2", "NDCG@7"])
+def test_any_metric_can_stop_and_pick(data: Path, tmp_path: Path, metric: str) -> None:
+    """Also one that is not reported by default; a patience of 1 ends at the first epoch without a better one."""
+    run(settings(data, tmp_path, num_train_epochs=12, patience=1, metric_for_best_model=metric))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    curve = [line[f"val/{metric.lower()}"] for line in lines]
+    state = json.loads((tmp_path / "last" / "manifest.json").read_text())["progress"]
+    assert state["best"] == max(curve) and state["best_epoch"] == int(np.argmax(curve)) + 1
+    # Every epoch but the last was better than all before it.
+    assert all(later > before for before, later in zip(curve[:-1], curve[1:-1], strict=False))
+    assert len(curve) == 12 or curve[-1] <= curve[-2]
+
+
+def test_validation_can_rank_the_stored_candidates(data: Path, tmp_path: Path) -> None:
+    """The ten of them here are easier than all 24 videos."""
+    run(settings(data, tmp_path, num_train_epochs=2, val_protocol="sampled"))
+    manifest = json.loads((tmp_path / "best" / "manifest.json").read_text())
+    report = evaluate_checkpoint(str(tmp_path), str(data), "val")
+    assert manifest["progress"]["best"] == value(report, "ndcg@5", "sampled") != value(report, "ndcg@5")
 
 
 @pytest.mark.parametrize("strategy, epochs", [("steps", [2, 4, 5]), ("no", [])])

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from lsvcr.evaluation import evaluator
 from lsvcr.training.rank import run
 from lsvcr.training.rank_evaluate import evaluate_checkpoint
+from lsvcr.training.rank_setup import set_up
 from tests.training.rank_runs import settings, write_planted
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +97,25 @@ def test_two_processes_train_as_one_on_the_joined_batch(data: Path, trained: Pat
         for path in (trained, tmp_path / "two")
     ]
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_leave_frozen_parts_alone(data: Path, tmp_path: Path) -> None:
+    """The reduction of gradients knows nothing of parameters that want none."""
+    changes = {"num_train_epochs": 2, "id_text_loss_weight": 0.0, "freeze": "text,encoders"}
+    found = []
+    for processes, batch in ((1, 24), (2, 12)):
+        out = tmp_path / str(processes)
+        own = {**changes, "per_device_train_batch_size": batch}
+        mp.spawn(train_worker, (processes, free_port(), str(data), str(out), own), nprocs=processes)
+        found.append(load_file(out / "last" / "sr.safetensors"))
+    fresh = set_up(settings(data, tmp_path)).model.state_dict()
+    for name, value in found[0].items():
+        if name.startswith(("sr.video_id", "sr.gate")):
+            assert not torch.equal(value, fresh[name]), name
+            torch.testing.assert_close(found[1][name], value, rtol=0, atol=2e-3)
+        else:
+            assert torch.equal(value, fresh[name]) and torch.equal(found[1][name], fresh[name]), name
 
 
 @pytest.mark.slow

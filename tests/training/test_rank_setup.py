@@ -1,6 +1,6 @@
 """What stage two accepts from stage one and from the disk, and what it says when it cannot."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from lsvcr.models import checkpoint
 from lsvcr.schema import BEST_DIR
 from lsvcr.settings import RankSettings
 from lsvcr.training.rank_setup import set_up
+from lsvcr.utils.arguments import load_settings
 from lsvcr.utils.errors import UserError
 from tests.training.rank_runs import (
     COMMENTS,
@@ -23,6 +24,8 @@ from tests.training.rank_runs import (
     write_stage_one,
     write_texts,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def test_every_stage_one_parameter_arrives(data: Path, tmp_path: Path) -> None:
             assert torch.equal(own[name], tensor), name
     assert own["gate"].tolist() == [1]
     assert setup.model.head is None
-    assert setup.parent == tmp_path / "stage_one" / BEST_DIR
+    assert setup.parent is not None and setup.parent.folder == tmp_path / "stage_one" / BEST_DIR
 
 
 def test_wide_vectors_bring_the_head_of_stage_one(data: Path, tmp_path: Path) -> None:
@@ -68,7 +71,8 @@ def test_longer_position_tables_of_stage_one_are_kept(data: Path, tmp_path: Path
 def test_a_file_inside_the_folder_names_the_folder(data: Path, tmp_path: Path) -> None:
     write_stage_one(tmp_path / "stage_one")
     file = tmp_path / "stage_one" / BEST_DIR / "sr.safetensors"
-    assert set_up(settings(data, tmp_path, pretrain_checkpoint=str(file))).parent == file.parent
+    parent = set_up(settings(data, tmp_path, pretrain_checkpoint=str(file))).parent
+    assert parent is not None and parent.folder == file.parent
 
 
 def test_another_shape_is_told_tensor_by_tensor(data: Path, tmp_path: Path) -> None:
@@ -147,6 +151,14 @@ def test_wrong_vectors_are_refused(data: Path, tmp_path: Path) -> None:
         set_up(settings(data, tmp_path, **mixed))
 
 
+def test_the_row_of_padding_is_zeros(data: Path, tmp_path: Path) -> None:
+    """Else an entry without a comment would show a text, and the rows may be those of other videos."""
+    table = np.load(data / "photo_full_embs.npy")
+    np.save(data / "photo_full_embs.npy", np.roll(table, -1, axis=0))
+    with pytest.raises(UserError, match=r"photo_full_embs\.npy, row 0 belongs to padding and must be zeros"):
+        set_up(settings(data, tmp_path))
+
+
 def test_half_precision_vectors_are_read_in_single(data: Path, tmp_path: Path) -> None:
     for name, rows in zip(NARROW, (VIDEOS, VIDEOS * COMMENTS), strict=True):
         np.save(data / name, np.load(data / name).astype(np.float16))
@@ -174,6 +186,23 @@ def test_half_precision_vectors_are_read_in_single(data: Path, tmp_path: Path) -
 def test_impossible_settings(data: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         set_up(settings(data, tmp_path, **changes))
+
+
+def test_the_reference_preset_is_the_published_method(data: Path, tmp_path: Path) -> None:
+    """Our defaults are the published values too, apart from the start and from what validation ranks among."""
+    preset = asdict(load_settings(RankSettings, ROOT / "config" / "finetune" / "reference.yaml"))
+    own = asdict(RankSettings())
+    ours_alone = {"start_near_identity": False, "standardise_texts": False, "val_protocol": "sampled"}
+    assert {name: value for name, value in preset.items() if value != own[name]} == ours_alone
+    plain = set_up(settings(data, tmp_path, hidden=64, **ours_alone)).model
+    assert plain.head is not None
+    assert not plain.head.center.any() and bool((plain.head.scale == 1).all())
+    ours = set_up(settings(data, tmp_path, hidden=64)).model
+    assert ours.head is not None and ours.head.center.any()
+    for name in ("merge", "video_join", "comment_join", "comm_rank_attention.value"):
+        noise, near = (made.sr.get_submodule(name).weight.diagonal() for made in (plain, ours))
+        torch.testing.assert_close(near - noise, torch.ones(64), msg=name)
+        assert float(noise.detach().abs().max()) < 0.1, name
 
 
 def test_no_dataset(tmp_path: Path) -> None:
