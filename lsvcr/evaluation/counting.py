@@ -3,7 +3,7 @@
 A score is the dot product of two float32 vectors, summed in float64 and rounded to float32. The rounding
 absorbs the order of summation, which differs between matrix shapes, so that neither the chunk size nor a
 candidate's place changes a comparison, and equal vectors tie. Most candidates are so far from the positive that a
-product in float32 alone decides; only where one is not, the chunk is scored exactly.
+product in float32 alone decides; only those near it are scored exactly.
 """
 
 from dataclasses import dataclass
