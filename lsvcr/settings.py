@@ -293,6 +293,16 @@ class RankSettings(SRSettings):
         True, "CommRank: where a video has too few comments, those of other videos are negatives too"
     )
     neg_video_num: int = option(0, "Rec: sampled negatives; 0 = softmax over the whole catalogue")
+    negative_sampler: Literal["uniform", "log_uniform", "in_batch"] = option(
+        "uniform",
+        "Rec: log_uniform draws neg_video_num videos by rank of popularity; in_batch takes the targets of the "
+        "process's other rows (neg_video_num stays 0); both correct the scores, softmax alone",
+    )
+    rec_loss: Literal["softmax", "bce", "gbce"] = option(
+        "softmax",
+        "Rec: softmax, or binary cross-entropy with neg_video_num uniform negatives; gbce calibrates it",
+    )
+    gbce_t: float = option(0.75, "gbce: calibration from 0 (bce) to 1 (as if all videos were negatives)")
     id_text_loss_weight: float = option(0.1, "weight of the id-text contrast")
     id_text_negatives: int = option(99, "sampled negatives of the id-text contrast")
     id_init_std: float = option(

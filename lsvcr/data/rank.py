@@ -10,6 +10,7 @@ from torch import Tensor
 from lsvcr.data.draws import integers
 from lsvcr.data.joint import joint_samples
 from lsvcr.data.negatives import comment_negatives
+from lsvcr.data.samplers import Sampler, VideoSampler
 from lsvcr.data.spans import Spans, ranges, rows_of
 from lsvcr.schema import PAD, Split, Task
 
@@ -37,7 +38,7 @@ class RankBatch:
         comment_entries: (M,) the entry of each, as row * C + step.
         candidates: training: (B, 1 + K), a positive and, for CommRank, K negatives, 0 = fewer were to be had.
             Evaluation: (B, 0).
-        negatives: (K,) Rec with sampled negatives: videos drawn for the whole batch; else (0,).
+        negatives: (K,) Rec with sampled negatives: videos drawn for the whole batch, or its targets; else (0,).
     """
 
     rows: Tensor
@@ -72,6 +73,7 @@ class RankData:
             one video in one visit; a visit that the sample's cut goes through shows what lies before it.
         fill_up: CommRank: where a video has too few comments, those of other videos are negatives too.
         joint: training on both tasks together, so that histories end before what either holds out.
+        sampler: Rec: where sampled negatives come from; `in_batch`: a batch's negatives are its targets.
     """
 
     def __init__(
@@ -84,11 +86,13 @@ class RankData:
         max_entries: int = 50,
         fill_up: bool = True,
         joint: bool = False,
+        sampler: Sampler = "uniform",
     ) -> None:
         self.dataset, self.task, self.split = dataset, task, split
         self.fill_up = fill_up
         self.max_videos, self.max_entries = max_videos, max_entries
         self.samples = joint_samples(dataset, task, split) if joint else dataset.samples(task, split)
+        self._sampler = None if sampler == "in_batch" else VideoSampler(dataset, sampler)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -104,14 +108,17 @@ class RankData:
             rows: (B,) sample numbers.
             keys: (seed, epoch); with a sample's number they determine what it draws.
             negatives: K. CommRank: a row's own, of the same video, filled up (`fill_up`) from all comments. Rec:
-                drawn from all videos for the batch as a whole, so a draw may be a row's target.
+                drawn from all videos for the batch as a whole, so a draw may be a row's target. What is drawn is a
+                function of `keys` and the first row: the same wherever the same rows make a batch, on one process or
+                several; cut otherwise, other videos are drawn. Without meaning for the `in_batch` sampler.
         """
         spans = self.positives(rows)
         positive = _at(spans, integers((*keys, _POSITIVE), rows, 1, spans.counts[:, None]))
         purpose = (*keys, _NEGATIVE)
         if self.task is Task.REC:
+            targets = self.samples.video[rows]
             # The first row names the stream of the batch.
-            shared = integers(purpose, rows[:1], negatives, self.dataset.n_videos)[0] + 1
+            shared = targets if self._sampler is None else self._sampler.draw(purpose, rows[:1], negatives)
             return self._batch(rows, keys, positive, shared)
         own = self.video_comments(rows)
         everywhere = self.dataset.n_comments if self.fill_up else 0

@@ -67,8 +67,8 @@ def stage_two(report: Mapping[str, Any], settings: RankSettings, gflops: float) 
     - Parameters: (videos + 1) x hidden of the id table, and the SR model's, counted.
     - Training state: 16 bytes a parameter (weight, gradient and AdamW's two moments, float32).
     - Text table: (videos + comments + 2) x text_width x 4 bytes on disk, mapped into memory.
-    - Scores: batch x (videos, or neg_video_num) x 4 bytes; above 512 MiB they go in blocks of that size, which are
-      computed again in backward.
+    - Scores: batch x (videos, neg_video_num, or batch) x 4 bytes; those of the whole catalogue go in blocks of 32 MiB,
+      which are computed again in backward.
     - Operations a sample, forward and backward: 6 x (entries x half the SR model's parameters, as an entry passes
       one of its two sides; + hidden x scored videos; + videos x text_width x hidden / batch for the titles, which
       every step projects anew). Entries are those of padded histories, the longest allowed. CommRank scores
@@ -78,7 +78,8 @@ def stage_two(report: Mapping[str, Any], settings: RankSettings, gflops: float) 
     videos, comments = report["counts"]["videos"], report["counts"]["comments"]
     batch, width = settings.per_device_train_batch_size, settings.hidden
     ids, body = (videos + 1) * width, _body(settings)
-    scored = settings.neg_video_num or videos
+    whole = not settings.neg_video_num and settings.negative_sampler != "in_batch"
+    scored = videos if whole else settings.neg_video_num or batch
     entries = sum(
         min(limit, _longest(report, side))
         for side, limit in (
@@ -88,7 +89,7 @@ def stage_two(report: Mapping[str, Any], settings: RankSettings, gflops: float) 
     )
     titles = videos * settings.text_width * width / batch
     work = {
-        Task.REC: entries * body / 2 + width * scored + (0 if settings.neg_video_num else titles),
+        Task.REC: entries * body / 2 + width * scored + (titles if whole else 0),
         Task.COMM_RANK: entries * body / 2 + width * (settings.neg_comment_num + 1),
     }
     samples = {task: report["counts"]["samples"][task.value]["train"] for task in Task}
@@ -101,7 +102,7 @@ def stage_two(report: Mapping[str, Any], settings: RankSettings, gflops: float) 
         "batch": batch,
         "scores_bytes": batch * scored * _FLOAT,
         "full_scores_bytes": batch * videos * _FLOAT,
-        "scores_at_once_bytes": min(batch * scored, MAX_LOGITS) * _FLOAT,
+        "scores_at_once_bytes": (min(batch * scored, MAX_LOGITS) if whole else batch * scored) * _FLOAT,
         "samples_a_second": {task.value: gflops * 1e9 / (6 * work[task]) for task in Task if samples[task]},
         "minutes_an_epoch": {
             task.value: samples[task] * 6 * work[task] / (gflops * 1e9) / 60 for task in Task if samples[task]

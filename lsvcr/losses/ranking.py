@@ -1,20 +1,22 @@
-"""Softmax cross-entropy over items: the whole catalogue, a sample of it, or the comments of one video."""
+"""Losses over items: the whole catalogue, a sample of it (softmax or binary), or the comments of one video."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from lsvcr.losses.info_nce import info_nce, masked_cross_entropy
+from lsvcr.losses.catalogue import catalogue_cross_entropy
+from lsvcr.losses.info_nce import masked_cross_entropy
 from lsvcr.nn.similarity import cosine_logits, unit
 
-MAX_LOGITS = 1 << 27
-"""Above this many logits (512 MiB) the catalogue softmax goes block by block and recomputes in backward."""
+MAX_LOGITS = 1 << 23
+"""Logits of the catalogue softmax held at once (32 MiB): few enough for a processor's cache to help, and so many that
+threads seldom wait for each other. Measured from 2^19 to 2^25."""
 
 
 def full_softmax(
     users: Tensor, items: Tensor, targets: Tensor, temperature: float = 0.07, max_logits: int = MAX_LOGITS
 ) -> Tensor:
-    """Cross-entropy of the target among all items (LSVCR paper, fine-tuning for Rec).
+    """Cross-entropy of the target among all items (LSVCR paper, fine-tuning for Rec); the scores are never all held.
 
     | input | shape | meaning |
     |---|---|---|
@@ -24,26 +26,28 @@ def full_softmax(
     | max_logits | int | logits held at once; the result does not depend on it |
 
     Returns:
-        Scalar, mean over rows.
+        Scalar, mean over rows, in at least single precision.
     """
-    real, labels = items[1:], targets - 1
-    rows = max(1, max_logits // max(1, real.shape[0]))
-    if users.shape[0] <= rows:
-        return info_nce(users, real, labels, temperature=temperature)
-    scaled = unit(real)  # once, outside the recomputed part
-    total = torch.zeros((), device=users.device)
-    for block, block_labels in zip(users.split(rows), labels.split(rows), strict=True):
-        part = checkpoint(info_nce, block, scaled, block_labels, None, temperature, use_reentrant=False)
-        total = total + part * len(block)
-    return total / len(users)
+    with torch.autocast(device_type=users.device.type, enabled=False):
+        queries = unit(users) / temperature
+        return catalogue_cross_entropy(queries, items.to(queries.dtype), targets, max_logits)
 
 
 def sampled_softmax(
-    users: Tensor, positives: Tensor, negatives: Tensor, drop: Tensor | None = None, temperature: float = 0.07
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    drop: Tensor | None = None,
+    temperature: float = 0.07,
+    log_counts: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of the target among itself and uniformly drawn items shared by the batch.
+    """Cross-entropy of the target among itself and drawn items shared by the batch.
 
-    Uniform draws need no correction of the logits.
+    With `log_counts` a drawn item's score is s - log(its expected count among the draws) (importance sampling, Bengio
+    and Senecal 2008; "logQ correction", Yi et al. 2019), so that the sum under the softmax has the whole catalogue's as
+    its expectation, whatever the draws' distribution. The target is there for certain and counts as it is
+    (Khrylchenko et al. 2025): draws of it are to be dropped. Without `log_counts` it is the softmax over these 1 + K
+    items, as is usual for uniform draws, whose correction would be the same constant for all.
 
     | input | shape | meaning |
     |---|---|---|
@@ -51,14 +55,65 @@ def sampled_softmax(
     | positives | (B, d) | item vector of each row's target |
     | negatives | (K, d) | vectors of the drawn items |
     | drop | (B, K) bool, optional | draws that are the row's own target (negative id == target id) |
+    | log_counts | (K,) float32, optional | log of how often the item is expected among the draws |
 
     Returns:
         Scalar, mean over rows.
     """
     own = cosine_logits(users, positives.unsqueeze(1), temperature)  # (B, 1)
-    logits = torch.cat([own, cosine_logits(users, negatives, temperature)], dim=1)
+    others = cosine_logits(users, negatives, temperature)
+    logits = torch.cat([own, others if log_counts is None else others - log_counts], dim=1)
     hidden = None if drop is None else torch.cat([torch.zeros_like(drop[:, :1]), drop], dim=1)
     return masked_cross_entropy(logits, _first_column(users), hidden)
+
+
+def sampled_binary(
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    drop: Tensor | None = None,
+    temperature: float = 0.07,
+    beta: float = 1.0,
+) -> Tensor:
+    """Binary cross-entropy of the target (yes) and of drawn items shared by the batch (no).
+
+    Of a row with K negatives it is -(beta log sigmoid(s+) + sum log(1 - sigmoid(s-))) / (1 + K). beta = 1 is BCE: with
+    one negative half of what SASRec sums (Kang and McAuley 2018). Less is gBCE (Petrov and Macdonald 2023), with the
+    beta of `gbce_beta`.
+
+    | input | shape | meaning |
+    |---|---|---|
+    | users | (B, d) | user vectors |
+    | positives | (B, d) | item vector of each row's target |
+    | negatives | (K, d) | vectors of the drawn items |
+    | drop | (B, K) bool, optional | draws that are the row's own target; they count neither in the sum nor in K |
+    | beta | float | weight of the target's part |
+
+    Returns:
+        Scalar, mean over rows; 0 with a gradient when B = 0.
+    """
+    own = cosine_logits(users, positives.unsqueeze(1), temperature).squeeze(1)  # (B,)
+    others = F.logsigmoid(
+        -cosine_logits(users, negatives, temperature)
+    )  # log(1 - sigmoid(s)) without rounding to log 0
+    kept = torch.full_like(own, negatives.shape[0])
+    if drop is not None:
+        others = others.masked_fill(drop, 0.0)
+        kept = kept - drop.sum(dim=1)
+    rows = (beta * F.logsigmoid(own) + others.sum(dim=1)) / (1 + kept)
+    return -rows.sum() / max(1, len(rows))
+
+
+def gbce_beta(negatives: int, items: int, t: float) -> float:
+    """Exponent of the positive's probability in gBCE (Petrov and Macdonald 2023): 1 - t (1 - alpha).
+
+    Args:
+        negatives: K, drawn for a target.
+        items: N, size of the catalogue; alpha = K / (N - 1) is the share of the negatives that is drawn.
+        t: calibration, from 0 (BCE) to 1 (scores calibrated as if all items were negatives: beta = alpha).
+    """
+    alpha = negatives / (items - 1)
+    return 1 - t * (1 - alpha)
 
 
 def comment_softmax(

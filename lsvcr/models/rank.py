@@ -1,12 +1,17 @@
 """The stage-two model: the SR model on frozen text tables, trained for one task."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lsvcr.data.rank import RankBatch
 from lsvcr.losses.id_text import id_text_contrast
-from lsvcr.losses.ranking import comment_softmax, full_softmax, sampled_softmax
+from lsvcr.losses.ranking import comment_softmax, full_softmax
+from lsvcr.models.rank_loss import SampledLoss
 from lsvcr.models.sr import EmbeddingHead, Histories, SRModel
 from lsvcr.nn.ragged import segment_mean
 from lsvcr.nn.similarity import unit
@@ -35,6 +40,7 @@ class RankModel(nn.Module):
         id_text_weight: weight of the id-text contrast; it needs ids and text and is off without one of them.
         id_text_negatives: its sampled negatives.
         with_id: (n_videos + 1,) bool, videos that have an id embedding; the others are their text alone. None = all.
+        sampled_loss: loss of Rec batches that have negatives; None = softmax over uniform draws.
     """
 
     video_text: Tensor | None
@@ -56,6 +62,7 @@ class RankModel(nn.Module):
         id_text_weight: float = 0.1,
         id_text_negatives: int = 99,
         with_id: Tensor | None = None,
+        sampled_loss: SampledLoss | None = None,
     ) -> None:
         super().__init__()
         self.sr, self.head, self.task = sr, head, task
@@ -70,6 +77,7 @@ class RankModel(nn.Module):
         has_both = sr.video_id is not None and video_text is not None
         self.id_text_weight = id_text_weight if has_both else 0.0
         self.id_text_negatives = id_text_negatives
+        self.sampled_loss = SampledLoss() if sampled_loss is None else sampled_loss
         self._titles: Tensor | None = None
         # Large, the same on every process or its own business: DDP must not broadcast them each step.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
@@ -111,7 +119,7 @@ class RankModel(nn.Module):
     def item_vectors(self) -> Tensor:
         """(N + 1, d) float32 unit vectors of all videos (Rec) or comments (CommRank); row 0 is padding."""
         if self.task is Task.REC:
-            return unit(self._video_vectors(_Projected(self._all_titles()), self._every(self.n_videos)))
+            return unit(self._all_videos(self._all_titles()))
         contents = self._table(self.comment_text, self.n_comments)
         return unit(self.sr.comment_vectors(contents, self._every(self.n_comments)))
 
@@ -126,12 +134,10 @@ class RankModel(nn.Module):
     def _rec_loss(self, batch: RankBatch, users: Tensor, videos: "_Projected") -> Tensor:
         targets = batch.candidates[:, 0]
         if len(batch.negatives) == 0:
-            items = self._video_vectors(videos, self._every(self.n_videos))
-            return full_softmax(users, items, targets, self.sr.temperature)
-        positive = self._video_vectors(videos, targets)
-        negative = self._video_vectors(videos, batch.negatives)
-        own = batch.negatives == targets[:, None]
-        return sampled_softmax(users, positive, negative, own, self.sr.temperature)
+            return full_softmax(users, self._all_videos(videos.vectors), targets, self.sr.temperature)
+        positives = self._video_vectors(videos, targets)
+        negatives = self._video_vectors(videos, batch.negatives)
+        return self.sampled_loss(users, positives, negatives, targets, batch.negatives, self.sr.temperature)
 
     def _comment_loss(self, batch: RankBatch, users: Tensor, comments: "_Projected") -> Tensor:
         vectors = self.sr.comment_vectors(comments(batch.candidates), batch.candidates)
@@ -187,6 +193,15 @@ class RankModel(nn.Module):
     def _video_vectors(self, videos: "_Projected", ids: Tensor) -> Tensor:
         return self.sr.video_vectors(videos(ids), self._ids(ids))
 
+    def _all_videos(self, titles: Tensor) -> Tensor:
+        """`_video_vectors` of every index (n + 1, d) from all projected titles, without a copy of the id table."""
+        if self.sr.video_id is None or self.sr.gate is None:
+            return titles
+        table = self.sr.video_id.weight
+        if self.with_id is not None:
+            table = table * self.with_id.unsqueeze(1)
+        return titles + self.sr.gate * table
+
     def _ids(self, videos: Tensor) -> Tensor:
         """Rows of the id table: padding, which is zero, for videos without an id embedding."""
         return videos if self.with_id is None else videos.masked_fill(~self.with_id[videos], PAD)
@@ -234,7 +249,11 @@ class RankModel(nn.Module):
         """Projected texts of a whole table (n + 1, d), in parts so that what is between stays small."""
         if text is None:
             return self._project(None, self._every(count))
-        return torch.cat([self._adapt(part) for part in text.split(TABLE_ROWS)])
+        adapt: Callable[[Tensor], Tensor] = self._adapt
+        if self.head is not None and len(text) > TABLE_ROWS and torch.is_grad_enabled():
+            # What a head keeps for backward is a multiple of its vectors: gigabytes for a large catalogue.
+            adapt = partial(checkpoint, self._adapt, use_reentrant=False)
+        return torch.cat([adapt(part) for part in text.split(TABLE_ROWS)])
 
     def _all_titles(self) -> Tensor:
         if self._titles is None or self.training:

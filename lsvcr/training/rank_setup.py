@@ -9,10 +9,13 @@ import torch
 
 from lsvcr import __version__
 from lsvcr.data.rank import RankData
+from lsvcr.data.samplers import log_draw_probability
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.evaluation.metrics import parse_metric
+from lsvcr.losses.ranking import gbce_beta
 from lsvcr.models import checkpoint
 from lsvcr.models.rank import RankModel
+from lsvcr.models.rank_loss import SampledLoss
 from lsvcr.models.sr import EmbeddingHead, SRModel
 from lsvcr.nn.attention import INITIAL_STD
 from lsvcr.schema import STAGE_TWO, Split, Task
@@ -59,6 +62,7 @@ class Setup:
             max_videos=self.settings.max_phis_len,
             max_entries=self.settings.max_chis_len,
             fill_up=self.settings.fill_up_comments,
+            sampler=self.settings.negative_sampler,
         )
 
 
@@ -111,11 +115,40 @@ def check_settings(settings: RankSettings) -> Task:
             raise UserError(f"--{flag} {getattr(settings, flag)} must be above 0")
     if task is Task.COMM_RANK and settings.neg_comment_num < 1:
         raise UserError("--neg_comment_num must be at least 1: CommRank learns from negatives")
+    if task is Task.REC:
+        _check_rec_loss(settings)
     if settings.disable_text and settings.disable_id:
         raise UserError("--disable_text with --disable_id leaves nothing to rank by; drop one of them")
     if settings.hidden % settings.heads:
         raise UserError(f"--hidden {settings.hidden} must be a multiple of --heads {settings.heads}")
     return task
+
+
+def _check_rec_loss(settings: RankSettings) -> None:
+    """Refuse losses, samplers and numbers of negatives of Rec that do not go together."""
+    loss, sampler, negatives = settings.rec_loss, settings.negative_sampler, settings.neg_video_num
+    if negatives < 0:
+        raise UserError(f"--neg_video_num {negatives} must be 0 (the whole catalogue) or more")
+    if loss != "softmax" and sampler != "uniform":
+        raise UserError(
+            f"--rec_loss {loss} is defined for uniform negatives; drop --negative_sampler {sampler}, or use "
+            "--rec_loss softmax"
+        )
+    if loss != "softmax" and not negatives:
+        raise UserError(f"--rec_loss {loss} learns from sampled negatives; give --neg_video_num, such as 256")
+    if sampler == "log_uniform" and not negatives:
+        raise UserError(
+            "--negative_sampler log_uniform needs --neg_video_num, such as 1000: so many it draws"
+        )
+    if sampler == "in_batch" and negatives:
+        raise UserError(
+            f"--negative_sampler in_batch takes the other rows' targets and draws none; "
+            f"drop --neg_video_num {negatives}"
+        )
+    if sampler == "in_batch" and settings.per_device_train_batch_size < 2:
+        raise UserError("--negative_sampler in_batch needs --per_device_train_batch_size 2 or more")
+    if not 0 <= settings.gbce_t <= 1:
+        raise UserError(f"--gbce_t {settings.gbce_t} must be between 0 and 1")
 
 
 def metric_name(settings: RankSettings) -> str:
@@ -156,6 +189,7 @@ def build_model(
         id_text_weight=settings.id_text_loss_weight,
         id_text_negatives=settings.id_text_negatives,
         with_id=_with_id(settings, dataset),
+        sampled_loss=_sampled_loss(settings, dataset) if task is Task.REC else None,
     )
 
 
@@ -164,6 +198,26 @@ def _with_id(settings: RankSettings, dataset: Dataset) -> torch.Tensor | None:
     if settings.min_id_count <= 0 or settings.disable_id or settings.disable_text:
         return None
     return torch.from_numpy(dataset.train_counts() >= settings.min_id_count)
+
+
+def _sampled_loss(settings: RankSettings, dataset: Dataset) -> SampledLoss:
+    """The loss of Rec with sampled negatives.
+
+    Raises:
+        UserError: gBCE with more negatives than there are.
+    """
+    if settings.rec_loss == "softmax":
+        logs = log_draw_probability(dataset, settings.negative_sampler)
+        in_batch = settings.negative_sampler == "in_batch"
+        return SampledLoss(None, None if logs is None else torch.from_numpy(logs), in_batch)
+    if settings.rec_loss == "bce":
+        return SampledLoss(1.0)
+    if settings.neg_video_num >= dataset.n_videos:
+        raise UserError(
+            f"--neg_video_num {settings.neg_video_num}: a target has {dataset.n_videos - 1} negatives in "
+            f"{dataset.root}; gbce wants at most as many"
+        )
+    return SampledLoss(gbce_beta(settings.neg_video_num, dataset.n_videos, settings.gbce_t))
 
 
 def about(setup: Setup, processes: int) -> dict[str, Any]:

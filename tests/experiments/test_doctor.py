@@ -235,7 +235,7 @@ def test_estimates_of_stage_two_are_their_formula(report):
     assert found["id_parameters"] == 1_000_001 * 64
     assert found["training_state_bytes"] == 16 * (1_000_001 * 64 + found["other_parameters"])
     assert found["text_table_bytes"] == 4_000_002 * 256 * 4
-    assert found["scores_bytes"] == 512 * 1_000_000 * 4 and found["scores_at_once_bytes"] == 2**29
+    assert found["scores_bytes"] == 512 * 1_000_000 * 4 and found["scores_at_once_bytes"] == 2**25
     entries = sum(
         max(facts["lengths"][side][task]["train"]["max"] for task in ("rec", "comm_rank"))
         for side in ("video_history", "comment_history")
@@ -246,6 +246,8 @@ def test_estimates_of_stage_two_are_their_formula(report):
     sampled = doctor_estimates.stage_two(facts, RankSettings(neg_video_num=1000), 50.0)
     assert sampled["scores_bytes"] == 512 * 1000 * 4
     assert sampled["minutes_an_epoch"]["rec"] < found["minutes_an_epoch"]["rec"] / 10
+    others = doctor_estimates.stage_two(facts, RankSettings(negative_sampler="in_batch"), 50.0)
+    assert others["scores_bytes"] == others["scores_at_once_bytes"] == 512 * 512 * 4
 
 
 def vectors(**changed) -> dict:

@@ -194,6 +194,39 @@ def test_many_history_entries_are_sampled_for_the_contrast(
     assert loss > 0
 
 
+def test_a_large_table_through_a_head_is_computed_anew_in_backward(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts of two rows, the head's inner states not kept: the same loss and gradients."""
+    results = []
+    for rows in (1 << 16, 2):
+        monkeypatch.setattr("lsvcr.models.rank.TABLE_ROWS", rows)
+        made = model(Task.REC, head=True)
+        assert made.head is not None
+        passes = []
+        made.head.register_forward_hook(lambda *_, seen=passes: seen.append(1))
+        loss = made(batch_of(dataset, Task.REC))["ranking"]
+        before = len(passes)
+        loss.backward()
+        results.append((loss.detach(), made.head.inner.weight.grad, len(passes) - before))
+    (whole, gradient, _), (parts, in_parts, again) = results
+    torch.testing.assert_close(whole, parts)
+    torch.testing.assert_close(gradient, in_parts)
+    assert [again, results[0][2]] == [3, 0]
+
+
+@pytest.mark.parametrize("kind", [{}, {"ids": False}, {"text": False}], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_whole_catalogue_is_every_video_looked_up(kind: dict[str, bool], masked: bool) -> None:
+    made = model(Task.REC, **kind).eval()
+    if masked:
+        made.with_id = torch.tensor([True, True, False, True, False, True])
+    with torch.no_grad():
+        titles, every = made._all_titles(), torch.arange(6)
+        expected = unit(made.sr.video_vectors(titles, made._ids(every)))
+        torch.testing.assert_close(made.item_vectors(), expected)
+
+
 def test_tables_may_be_mapped_from_disk(dataset: Dataset, tmp_path: Path) -> None:
     made = model(Task.REC)
     assert made.video_text is not None

@@ -119,6 +119,39 @@ def test_two_processes_leave_frozen_parts_alone(data: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"neg_video_num": 10},
+        {"neg_video_num": 10, "negative_sampler": "log_uniform"},
+        {"negative_sampler": "in_batch"},
+        {"neg_video_num": 10, "rec_loss": "gbce"},
+    ],
+    ids=str,
+)
+def test_two_processes_draw_as_one_that_accumulates_twice(data: Path, tmp_path: Path, sampling: dict) -> None:
+    """80 samples in steps of twice 20: every step is full, so that both cut it alike."""
+    changes = {
+        "num_train_epochs": 2,
+        "id_text_loss_weight": 0.0,
+        "per_device_train_batch_size": 20,
+        **sampling,
+    }
+    for processes, accumulation in ((1, 2), (2, 1)):
+        named = {**changes, "gradient_accumulation_steps": accumulation}
+        arguments = (processes, free_port(), str(data), str(tmp_path / str(processes)), named)
+        mp.spawn(train_worker, arguments, nprocs=processes)
+    curves = [
+        [
+            json.loads(line)["train/ranking"]
+            for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()
+        ]
+        for n in "12"
+    ]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+@pytest.mark.slow
 def test_a_process_without_a_row_still_takes_part(data: Path, tmp_path: Path) -> None:
     """80 samples in steps of 3 x 26 leave two rows for three processes."""
     changes = {"num_train_epochs": 1, "per_device_train_batch_size": 26}
