@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lsvcr.data.rank import RankBatch
 from lsvcr.evaluation.evaluator import evaluate
 from lsvcr.models.rank import RankModel
-from lsvcr.nn.similarity import unit
+from lsvcr.nn.similarity import cosine_logits, unit
 from lsvcr.schema import PAD, Split, Task
 from lsvcr.settings import RankSettings
 from lsvcr.training.rank_setup import Setup, set_up
@@ -68,6 +68,10 @@ class ReferenceStep(RankModel):
 
     def _training_videos(self, batch: RankBatch) -> Callable[[Tensor], Tensor]:
         return self._distinct(self.video_text, self.video_places)
+
+    def _rec_loss(self, batch: RankBatch, users: Tensor, videos: Callable[[Tensor], Tensor]) -> Tensor:
+        items = self._video_vectors(videos, self._every(self.n_videos)[1:])
+        return F.cross_entropy(cosine_logits(users, items, self.sr.temperature), batch.candidates[:, 0] - 1)
 
     def _id_text(self, batch: RankBatch, videos: Callable[[Tensor], Tensor]) -> Tensor:
         entries = batch.video_ids[batch.video_ids != PAD]
