@@ -36,7 +36,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         UserError: the parent cannot be written to, `path` is a file, or the disk is full.
     """
     target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_dir():
+    if target.is_file():  # one look: another writer may be about to exchange it
         raise UserError(f"{target} is a file: choose another folder or remove it")
     with _explained(target, _FULL | _UNREACHABLE):
         target.parent.mkdir(parents=True, exist_ok=True)
