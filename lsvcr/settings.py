@@ -274,7 +274,8 @@ class RankSettings(SRSettings):
     num_train_epochs: int = option(50, "at most this many epochs")
     patience: int = option(5, "stop after this many validations without a better metric")
     metric_for_best_model: str = option(
-        "ndcg@5", "validation metric that picks the best epoch: recall, ndcg or mrr at any K"
+        "ndcg@5",
+        "validation metric that picks the best epoch: recall, hr, precision, ndcg, mrr or map at any K",
     )
     val_protocol: Literal["full", "sampled"] = option(
         "full",

@@ -85,7 +85,8 @@ def _largest_error(users: Tensor, items: Tensor) -> Tensor:
     if torch.get_float32_matmul_precision() != "highest":
         return torch.full_like(users[:, 0], torch.inf, dtype=torch.float32)
     bound = (users.shape[1] + 4) * torch.finfo(torch.float32).eps
-    return (users.double().norm(dim=1) * items.double().norm(dim=1).max() * bound).float()
+    longest = torch.linalg.vector_norm(items.float(), dim=1).max()
+    return torch.linalg.vector_norm(users.float(), dim=1) * longest * bound
 
 
 def _rivals(
@@ -93,7 +94,7 @@ def _rivals(
 ) -> Tensor:
     """Scores (B, chunk) of users -> (P, chunk) of positives' rows, without what does not rank and themselves."""
     if seen is not None:
-        _forget(scores, seen, start)
+        forget(scores, seen, start)
     if len(rows) != len(scores) or not torch.equal(rows, torch.arange(len(scores), device=rows.device)):
         scores = scores[rows]
     own = torch.nonzero((positives >= start) & (positives < start + scores.shape[1])).flatten()
@@ -111,8 +112,14 @@ def _count_higher(scores: Tensor, borders: Tensor) -> Tensor:
     return torch.from_numpy(np.fromiter(map(np.count_nonzero, above), dtype=np.int64, count=len(above)))
 
 
-def _forget(scores: Tensor, seen: tuple[Tensor, Tensor], start: int) -> None:
-    """Take the seen items of this chunk out of the race, in place."""
+def forget(scores: Tensor, seen: tuple[Tensor, Tensor], start: int) -> None:
+    """Take what does not rank out of a chunk's scores, in place.
+
+    Args:
+        scores: (B, n) float32 of the items `start` .. `start` + n - 1.
+        seen: user rows (S,) and item indices (S,) int64.
+        start: index of the chunk's first item.
+    """
     rows, items = seen
     here = (items >= start) & (items < start + scores.shape[1])
     scores[rows[here], items[here] - start] = -torch.inf

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lsvcr.evaluation.counting import forget
 from lsvcr.evaluation.metrics import METRICS, split_name
 from lsvcr.utils.distributed import gather_rows, reduce_sum
 
@@ -221,7 +222,5 @@ def _scored(users: Tensor, items: Tensor, banned: Banned, chunk: int) -> Iterato
     for start in range(1, len(items), chunk):
         scores = (left @ items[start : start + chunk].double().T).float()
         if banned is not None:
-            rows, ids = banned
-            here = (ids >= start) & (ids < start + scores.shape[1])
-            scores[rows[here], ids[here] - start] = -torch.inf
+            forget(scores, banned, start)
         yield start, scores

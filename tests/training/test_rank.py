@@ -3,14 +3,12 @@
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from lsvcr.baselines.popularity import evaluate_popularity
@@ -25,14 +23,7 @@ from lsvcr.training.rank_evaluate import evaluate_checkpoint
 from lsvcr.utils.errors import UserError
 from tests.training.rank_runs import NARROW, TOPICS, VIDEOS, settings, write_planted
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps device and precision for the process; each test starts anew."""
-    torch.set_num_threads(1)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 @pytest.fixture(scope="module")

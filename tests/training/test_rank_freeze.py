@@ -1,12 +1,10 @@
 """Frozen parts keep their weights to the bit, cost the optimiser nothing, and are part of what a run is."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from lsvcr.training import rank as training
@@ -15,6 +13,8 @@ from lsvcr.training.rank_freeze import GROUPS, group_of
 from lsvcr.training.rank_setup import set_up
 from lsvcr.utils.errors import UserError
 from tests.training.rank_runs import NARROW, settings, write_planted
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 MODULES = {
     "text": {"head.inner", "head.outer", "sr.adapter"},
@@ -35,15 +35,6 @@ MODULES = {
         "sr.comm_rank_attention",
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps device and precision for the process; each test starts anew."""
-    torch.set_num_threads(1)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 from lsvcr.llm.aligned import AlignedHeads
 from lsvcr.models.sr import SRModel
@@ -20,17 +18,10 @@ from lsvcr.utils.errors import UserError
 from tests.models.test_official import NAMES, official
 from tests.training.rank_runs import LLM_WIDTH, NARROW, settings, write_planted, write_stage_one, write_texts
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
 FUSED = "base_model.model.transformer.encoder.layers.0.self_attention.query_key_value"
 LORA = {f"{FUSED}.lora_A.weight": torch.ones(2, 16), f"{FUSED}.lora_B.weight": torch.ones(24, 2)}
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps device and precision for the process; each test starts anew."""
-    torch.set_num_threads(1)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 """Every loss and sampler of Rec: what may be combined, and that each learns the planted preference."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from lsvcr.losses.ranking import gbce_beta
@@ -20,6 +18,8 @@ from lsvcr.utils.arguments import parse_settings
 from lsvcr.utils.errors import UserError
 from tests.training.rank_runs import VIDEOS, settings, write_planted
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
 OPTIONS = {
     "uniform": {"neg_video_num": 10},
     "log_uniform": {"negative_sampler": "log_uniform", "neg_video_num": 10},
@@ -27,14 +27,6 @@ OPTIONS = {
     "bce": {"rec_loss": "bce", "neg_video_num": 10},
     "gbce": {"rec_loss": "gbce", "neg_video_num": 10},
 }
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    torch.set_num_threads(1)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,12 @@
 import pickle
 import shutil
 import zlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 from lsvcr.data.export_official import export_official
 from lsvcr.data.prepare import prepare
@@ -22,16 +20,10 @@ from lsvcr.training.rank_setup import set_up
 from lsvcr.utils.arguments import load_settings
 from lsvcr.utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
 ROOT = Path(__file__).parents[2]
 WIDTH = 256
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps device and precision for the process; each test starts anew."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def write_vectors(dataset: Dataset) -> None:
