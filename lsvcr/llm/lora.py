@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lsvcr.llm.families import lora_targets
+from lsvcr.llm.lora_linear import fuse_lora
 from lsvcr.llm.quiet import quiet
 from lsvcr.nn.dropout import Dropout
 from lsvcr.utils.errors import UserError
@@ -50,6 +51,7 @@ def add_lora(model: PreTrainedModel, r: int, alpha: int, dropout: float) -> Peft
         for name, drop in getattr(layer, "lora_dropout", {}).items():
             if isinstance(drop, nn.Dropout):  # torch's own takes a third of a training step on a CPU
                 layer.lora_dropout[name] = Dropout(drop.p)
+    fuse_lora(adapted)
     return adapted
 
 
@@ -136,6 +138,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, trainable: bool = F
             "are the same model"
         )
     set_peft_model_state_dict(adapted, saved)
+    fuse_lora(adapted)
     for name, parameter in adapted.named_parameters():
         parameter.requires_grad_(trainable and "lora_" in name)
     return adapted

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from common import arguments, middle, prepared, report, run_child, tell
+from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +29,7 @@ from lsvcr.llm.aligned import AlignedModel, draw_positions
 from lsvcr.llm.contrast import Vectors
 from lsvcr.llm.encoder import mean_pool, padded
 from lsvcr.llm.families import backbone, output_head, unwrap
+from lsvcr.llm.lora_linear import LoraLinear
 from lsvcr.llm.recompute import enable_checkpointing
 from lsvcr.models.sr import Positions
 from lsvcr.settings import AlignSettings
@@ -166,8 +168,12 @@ def schedules(parts: AlignParts) -> dict[str, AlignedModel]:
 
 
 def choose(name: str, model: AlignedModel) -> AlignedModel:
-    """The model, set to recompute as the schedule of this name does; the reference computes whole layers again."""
+    """The model, set to compute as the schedule of this name does; the reference computes whole layers again, and LoRA
+    as peft does."""
     way = name.removeprefix("ours_")
+    for layer in model.llm.modules():
+        if isinstance(layer, PeftLinear):
+            layer.__class__ = PeftLinear if name == "reference" else LoraLinear
     if way == "kept":
         unwrap(model.llm).gradient_checkpointing_disable()
     else:
