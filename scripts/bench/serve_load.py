@@ -93,9 +93,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, load: Load) -> None:
         self.load, self.due, self.got, self.wanted = load, None, b"", 0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:
         """Begin."""
-        assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self.load.open += 1
         self.load.free(self)

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from lsvcr.schema import Task
 from lsvcr.serving.bundle import write_bundle
 from lsvcr.serving.bundle_write import CommentTable, VideoTable
 from tests.guards.source import ROOT
@@ -23,8 +24,13 @@ NASTY = "<script>document.title = 'owned'</script><img src=x onerror=\"document.
 """The title of video 1 and the text of comment 1."""
 
 
-def write_page_bundle(path: Path, first: int = 0, users: bool = True, **more: Any) -> World:
-    """Videos, comments and users are `first` + 1, 2, 3, ...; video 1 and comment 1 would run scripts if they could."""
+def write_page_bundle(
+    path: Path, first: int = 0, users: bool = True, tasks: tuple[Task, ...] = BOTH, **more: Any
+) -> World:
+    """Videos, comments and users are `first` + 1, 2, 3, ...; video 1 and comment 1 would run scripts if they could.
+
+    `more` goes to `write_bundle`.
+    """
     world = World(VIDEOS, COMMENTS, USERS, 16, 24, seed=3)
     titles = [NASTY, *(f"video {v} " + "with a long title " * (v % 4) for v in range(2, VIDEOS + 1))]
     texts = [NASTY, *(f"comment {c}" for c in range(2, COMMENTS + 1))]
@@ -33,7 +39,7 @@ def write_page_bundle(path: Path, first: int = 0, users: bool = True, **more: An
         path,
         videos=VideoTable(ids[0], titles, world.lists),
         comments=CommentTable(ids[1], texts, world.likes[1:]),
-        parts={task: world.part(task) for task in BOTH},
+        parts={task: world.part(task) for task in tasks},
         users=world.user_table(ids[2]) if users else None,
         text_width=world.w,
         max_videos=50,

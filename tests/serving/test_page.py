@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lsvcr.schema import Task
 from tests.experiments.browser import contrast, find
 from tests.serving.driver import Driver
 from tests.serving.page_server import NASTY, VIDEOS, Server, serve, write_page_bundle
@@ -330,6 +331,37 @@ def test_a_bundle_without_users_asks_for_histories_at_once(window: Driver, tmp_p
         page.ask("document.getElementById('videos').value = '2, 3'")
         page.click("button.main")
         page.wait(SHOWN)
+
+
+def test_a_bundle_that_only_recommends_offers_no_comments(window: Driver, tmp_path: Path):
+    find()
+    write_page_bundle(tmp_path / "bundle", tasks=(Task.REC,))
+    with serve(tmp_path / "bundle") as running:
+        page = opened(window, running)
+        choose(page, commented(running))
+        assert (
+            len(ids(page, "with")) == 10 and page.ask("document.querySelectorAll('#with button').length") == 0
+        )
+        assert "Choose a video" not in page.ask("document.getElementById('summary').textContent")
+
+
+def test_a_bundle_that_only_ranks_comments_asks_for_the_video(window: Driver, tmp_path: Path):
+    find()
+    write_page_bundle(tmp_path / "bundle", tasks=(Task.COMM_RANK,))
+    with serve(tmp_path / "bundle") as running:
+        page = opened(window, running)
+        page.wait("document.getElementById('watched').checkVisibility()")
+        paste(page, "2, 777777")
+        page.wait(ALERT)
+        assert page.ask(ALERT) == "Give the id of the video that is being watched."
+        page.ask("document.getElementById('watched').value = '7'")
+        page.click("#go")
+        page.wait(OPENED)
+        ranking = running.post("v1/rank-comments", {"video_history": [2], "video": 7})
+        assert ids(page, "ranked") == [str(item["id"]) for item in ranking["items"]]
+        assert "1 video (777777)" in page.ask("document.getElementById('unknown').textContent")
+        page.press("Escape")
+        assert page.ask("document.activeElement.id") == "watched" and not page.ask(OPENED)
 
 
 def test_ids_beyond_what_javascript_counts_to_stay_exact(window: Driver, tmp_path: Path):
