@@ -1,7 +1,6 @@
 """What a request may ask for, and what the process may open."""
 
 import resource
-from typing import cast
 
 from lsvcr.serving.http.errors import ApiError
 from lsvcr.serving.http.schemas import (
@@ -46,9 +45,10 @@ def check_histories(body: Histories, settings: ServeSettings) -> None:
     _at_most("video_history", len(body.video_history), settings.max_history, "max_history")
     visits = body.comment_history
     _at_most("comment_history", len(visits), settings.max_history, "max_history")
-    if visits and isinstance(visits[0], dict):
-        comments = sum(len(visit["comments"]) for visit in cast(list[Visit], visits))
-        _at_most("the comments of comment_history", comments, settings.max_history, "max_history")
+    comments = 0
+    for visit in visits:
+        comments += len(visit["comments"]) if isinstance(visit, dict) else 1
+    _at_most("the comments of comment_history", comments, settings.max_history, "max_history")
 
 
 def raise_open_files(wanted: int) -> int:
