@@ -1,6 +1,7 @@
 """The `lsvcr` command. Each sub-command imports what it needs when it runs, so that help is instant."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from lsvcr.settings import (
     ExportOfficialSettings,
     PrepareSettings,
     ReportSettings,
+    ServeSettings,
     SimulateSettings,
     option,
 )
@@ -208,6 +210,17 @@ def _report(argv: Sequence[str]) -> None:
     sys.stdout.write(f"{write_report(settings)}\n")
 
 
+def _serve(argv: Sequence[str]) -> None:
+    settings = parse_settings(ServeSettings, argv, "lsvcr serve", *_about("serve"), ("bundle",))
+    _require("serve", bundle=settings.bundle)
+    # Read when NumPy and faiss are loaded: a product in two threads would take the event loop's core from it.
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(settings.threads))
+    from lsvcr.serving.http.server import serve
+
+    serve(settings)
+
+
 def split_runs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words of `lsvcr table` that name runs, and the flags with their values, each in order."""
     runs: list[str] = []
@@ -315,5 +328,10 @@ COMMANDS = {
         "Write one HTML page about a run: curves, settings, data, timings, test figures.",
         "lsvcr report ckpt/LSVCR --out align.html",
         _report,
+    ),
+    "serve": Command(
+        "Answer over HTTP from a bundle, with a page.",
+        "lsvcr serve demo/bundle --port 8000",
+        _serve,
     ),
 }
