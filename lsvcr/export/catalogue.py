@@ -1,5 +1,6 @@
 """Ids, texts and histories of a dataset as a bundle holds them."""
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,21 +19,19 @@ def raw_ids(dataset: Dataset, kind: Kind) -> Any:
 
 def video_table(dataset: Dataset) -> VideoTable:
     """All videos of the dataset."""
-    titles = dataset.titles()
     table = dataset.video_comments
     return VideoTable(
         ids=raw_ids(dataset, "videos"),
-        titles=(titles[index] for index in range(1, len(titles))),
+        titles=islice(dataset.titles(), 1, None),
         comments=Csr(table.offsets, table.items),
     )
 
 
 def comment_table(dataset: Dataset) -> CommentTable:
     """All comments of the dataset; where the source tells no likes they are 0."""
-    contents = dataset.contents()
     return CommentTable(
         ids=raw_ids(dataset, "comments"),
-        texts=(contents[index] for index in range(1, len(contents))),
+        texts=islice(dataset.contents(), 1, None),
         likes=dataset.column("comments", LIKES).fill_null(0).to_numpy(),
     )
 
@@ -50,9 +49,7 @@ def user_table(dataset: Dataset, max_videos: int, max_entries: int) -> UserTable
     some = np.diff(written.offsets) > 0
     newest[some] = written.groups[written.offsets[1:][some] - 1]
     owner = np.repeat(np.arange(len(newest)), np.diff(written.offsets))
-    dropped = np.bincount(
-        owner[written.groups <= newest[owner] - max_entries], minlength=len(newest)
-    )
+    dropped = np.bincount(owner[written.groups <= newest[owner] - max_entries], minlength=len(newest))
     comments = _latest(written.offsets, written.offsets[:-1] + dropped)
     return UserTable(
         ids=raw_ids(dataset, "users"),
