@@ -59,7 +59,7 @@ class _Buffers:
 
     def __init__(self, bundle: Bundle) -> None:
         self.vectors = {
-            task: AddedRows(*(GrowingRows((bundle.hidden,), np.float32) for _ in AddedRows._fields))
+            task: {field: GrowingRows((bundle.hidden,), np.float32) for field in AddedRows._fields}
             for task in bundle.parts
         }
         self.comment_video = GrowingRows((), np.int64)
@@ -362,14 +362,14 @@ class Draft:
         videos, comments = self._videos, self._comments
         ranked = videos if task is Task.REC else comments
 
-        def grown(buffer: GrowingRows, of: _TableDraft, made: _Made, stored: _Stored) -> np.ndarray:
-            return buffer.put(len(of.table.added_ids), of.vectors(task, made, stored))
+        def grown(field: str, of: _TableDraft, made: _Made, stored: _Stored) -> np.ndarray:
+            return growing[field].put(len(of.table.added_ids), of.vectors(task, made, stored))
 
         return AddedRows(
-            items=grown(growing.items, ranked, lambda rows: _unit(rows.projected), part.items.take),
-            entries=grown(growing.entries, videos, lambda rows: rows.entry, _taken_from(part.entries)),
-            shown=grown(growing.shown, comments, lambda rows: rows.shown, _taken_from(part.shown)),
-            watched=grown(growing.watched, videos, lambda rows: rows.projected, _taken_from(part.watched)),
+            items=grown("items", ranked, lambda rows: _unit(rows.projected), part.items.take),
+            entries=grown("entries", videos, lambda rows: rows.entry, _taken_from(part.entries)),
+            shown=grown("shown", comments, lambda rows: rows.shown, _taken_from(part.shown)),
+            watched=grown("watched", videos, lambda rows: rows.projected, _taken_from(part.watched)),
         )
 
 

@@ -31,7 +31,7 @@ class GrowingRows:
             shape: of one row, () for numbers.
             dtype: of the numbers.
         """
-        self._buffer = np.empty((_FEWEST, *shape), dtype=dtype)
+        self._buffer: np.ndarray = np.empty((_FEWEST, *shape), dtype=dtype)
 
     def put(self, at: int, rows: np.ndarray) -> np.ndarray:
         """The first `at` rows and `rows` (m, *shape) after them, as one read-only array (at + m, *shape).
@@ -41,7 +41,9 @@ class GrowingRows:
         """
         count = at + len(rows)
         if count > len(self._buffer):
-            larger = np.empty((max(count, 2 * len(self._buffer)), *self._buffer.shape[1:]), self._buffer.dtype)
+            larger = np.empty(
+                (max(count, 2 * len(self._buffer)), *self._buffer.shape[1:]), self._buffer.dtype
+            )
             larger[:at] = self._buffer[:at]
             self._buffer = larger
         self._buffer[at:count] = rows

@@ -382,3 +382,40 @@ def _locked(root: Path) -> int:
             f"{path} cannot be locked: {error.strerror}; choose a folder on a local disk"
         ) from error
     return handle
+
+
+class Memory:
+    """The records of a catalogue without a state folder: as `Journal`, but they end with the process."""
+
+    size = 0
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self._last: dict[Key, Record] = {}
+
+    @property
+    def live(self) -> int:
+        """Records that count."""
+        return len(self._last)
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Keep records, oldest first."""
+        for record in records:
+            self._last.pop(key_of(record), None)
+            self._last[key_of(record)] = record
+        self.lines += len(records)
+
+    def get(self, kind: str, raw_id: int | str) -> Record | None:
+        """What the last record of an id says; None without one."""
+        return self._last.get((kind, str(raw_id)))
+
+    def records(self) -> Iterator[Record]:
+        """The last record of each kind and id, in the order they came."""
+        return iter(self._last.values())
+
+    def compact_if_long(self) -> bool:
+        """Nothing superseded is kept."""
+        return False
+
+    def close(self) -> None:
+        """Nothing is open."""
