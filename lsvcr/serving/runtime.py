@@ -9,9 +9,11 @@ import numpy as np
 from lsvcr.schema import Task
 from lsvcr.serving.answers import ServedPart, rank_rows, recommended_rows
 from lsvcr.serving.bundle import Bundle, Users, open_bundle
+from lsvcr.serving.catalogue import Catalogue
 from lsvcr.serving.errors import BadRequest, UnknownId
 from lsvcr.serving.histories import Missing, Rows, id_list, resolve, stored_rows
 from lsvcr.serving.ids import UNKNOWN
+from lsvcr.serving.journal import Journal
 from lsvcr.serving.snapshot import Snapshot, Table
 from lsvcr.serving.types import (
     CommentHistory,
@@ -37,29 +39,53 @@ class Recommender:
     Args:
         bundle: an opened bundle.
         threads: of one run of the encoder.
+        journal: changes of the catalogue so far, and where later ones are kept; None = they end with the process.
+
+    Attributes:
+        catalogue: puts and removes videos and comments.
 
     Raises:
         BundleError: a graph cannot be read.
+        UserError: the journal does not fit the bundle.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, threads: int = 1, journal: Journal | None = None) -> None:
         self.bundle = bundle
         self._parts = {task: ServedPart.load(files, threads) for task, files in bundle.parts.items()}
-        self._snapshot = Snapshot.of(bundle)
+        self._snapshot: Snapshot
+        self.catalogue = Catalogue(bundle, self.publish, journal=journal, threads=threads)
 
     @classmethod
-    def load(cls, bundle: str | Path, *, threads: int = 1, verify: bool = True) -> "Recommender":
+    def load(
+        cls,
+        bundle: str | Path,
+        *,
+        state: str | Path | None = None,
+        threads: int = 1,
+        verify: bool = True,
+    ) -> "Recommender":
         """Open a bundle and make it ready.
 
         Args:
             bundle: the folder that `lsvcr export` wrote.
+            state: folder of the journal of changes (see `catalogue`), made if need be; None = changes end with the
+                process. To go on with another bundle, load that without a state and have its catalogue take over
+                (`Catalogue.take_over`).
             threads: of one run of the encoder; requests may come from several threads besides.
             verify: compare the sha256 of every file; without it only sizes are compared.
 
         Raises:
             BundleError: see `open_bundle`; or a graph cannot be read.
+            UserError: another process uses the state folder, or it is damaged or does not fit the bundle.
         """
-        return cls(open_bundle(bundle, verify), threads)
+        opened = open_bundle(bundle, verify)
+        journal = None if state is None else Journal(state)
+        try:
+            return cls(opened, threads, journal)
+        except BaseException:
+            if journal is not None:
+                journal.close()
+            raise
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -3,17 +3,18 @@
 A snapshot never changes. A request takes the current one once and works on it to its end; who changes the catalogue
 makes the next one and publishes it (`Recommender.publish`), one writer at a time:
 
-    snapshot = recommender.snapshot
-    snapshot = changes.put_videos(snapshot, [changes.NewVideo(id, title, {task: tower.rows(text) for task ...})])
-    snapshot = changes.remove_comments(snapshot, [id])
-    recommender.publish(snapshot)
+    draft = Draft(state)  # State.of(bundle) at first
+    draft.put_video(NewVideo(id, title, {task: rows of its tower for task ...}))
+    draft.remove_comment(id)
+    state = draft.finish()
+    recommender.publish(state.snapshot)
 
-with `changes` for the module `lsvcr.serving.changes`. Both steps belong under one lock of the writer.
+(see `draft`; `catalogue` does this, and keeps a journal).
 
 Rows 0 .. n are the bundle's; added ones follow in the order they came. No row is ever reused: an id that is put again
 gets a new row, and its earlier row is hidden. A hidden row is never recommended, ranked or shown. The row of a removed
 id of the bundle still counts in histories, where it says something about the user; a removed id that was added is
-unknown, as if it had never been there. The comments of a removed video go with it.
+unknown, as if it had never been there. The comments of a removed video go with it, and come back with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,8 +48,8 @@ class Table:
 
     base: IdMap
     base_texts: TextTable
-    added_ids: tuple[RawId, ...] = ()
-    added_texts: tuple[str, ...] = ()
+    added_ids: Sequence[RawId] = ()
+    added_texts: Sequence[str] = ()
     places: Mapping[RawId, int] = field(default_factory=lambda: _NONE)
     replaced: Mapping[int, int] = field(default_factory=lambda: _NONE)
     hidden: np.ndarray = field(default_factory=lambda: _NO_ROWS)

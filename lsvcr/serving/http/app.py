@@ -4,10 +4,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from lsvcr.serving.errors import BadRequest, UnknownId
 from starlette.exceptions import HTTPException
 
 from lsvcr import __version__
+from lsvcr.serving.errors import BadRequest, UnknownId
 from lsvcr.serving.http.admin import add_admin
 from lsvcr.serving.http.bodies import BodyRoute
 from lsvcr.serving.http.errors import ApiError, as_api_error, error_body, plain

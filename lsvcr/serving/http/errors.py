@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from lsvcr.serving.errors import BadRequest, UnknownId
 from pydantic import ValidationError
+
+from lsvcr.serving.errors import BadRequest, UnknownId
 
 JSON_TYPE = (b"content-type", b"application/json")
 RETRY = (b"retry-after", b"1")

@@ -9,7 +9,6 @@ from lsvcr.serving.http.schemas import (
     RankRequest,
     RecommendBatch,
     RecommendRequest,
-    Visit,
 )
 from lsvcr.settings import ServeSettings
 

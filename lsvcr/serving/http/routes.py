@@ -3,7 +3,6 @@
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
-from lsvcr.serving.runtime import Recommender
 from pydantic_core import to_json
 
 from lsvcr.serving import types
@@ -14,6 +13,7 @@ from lsvcr.serving.http.limits import check_batch, check_rank, check_recommend
 from lsvcr.serving.http.metrics import CONTENT_TYPE
 from lsvcr.serving.http.page import Page
 from lsvcr.serving.http.service import Service
+from lsvcr.serving.runtime import Recommender
 
 JSON = "application/json"
 RECOMMEND_PATH = "/v1/recommend"

@@ -6,14 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from lsvcr.serving.runtime import Recommender
-from lsvcr.serving.types import CommentQuery, Query
 from pydantic_core import to_json
 
 from lsvcr.serving.http.batching import Batcher
 from lsvcr.serving.http.errors import ApiError, overloaded
 from lsvcr.serving.http.log import Log
 from lsvcr.serving.http.metrics import Metrics
+from lsvcr.serving.runtime import Recommender
+from lsvcr.serving.types import CommentQuery, Query
 from lsvcr.settings import ServeSettings
 from lsvcr.utils.errors import UserError
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +91,13 @@ class ServerProcess:
         headers: Mapping[str, str] | None = None,
         timeout: float = 30.0,
     ) -> Answer:
-        """One request on a connection of its own; a body that is not bytes goes as JSON."""
+        """One request on a connection of its own; a body that is not bytes, nor parts of them, goes as JSON."""
         sent = {} if body is None else dict(JSON)
         if self.token is not None and path.startswith("/v1/admin/"):
             sent["Authorization"] = f"Bearer {self.token}"
         sent.update(headers or {})
-        content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        as_it_is = body is None or isinstance(body, bytes | Iterator)
+        content = body if as_it_is else json.dumps(body).encode()
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             connection.request(method, path, content, sent)
