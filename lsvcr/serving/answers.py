@@ -9,7 +9,7 @@ from lsvcr.schema import Task
 from lsvcr.serving.bundle import PartFiles
 from lsvcr.serving.encoder import Encoder
 from lsvcr.serving.histories import Rows, steps
-from lsvcr.serving.index import ExactIndex, Found
+from lsvcr.serving.index import Found, Index, open_index
 from lsvcr.serving.snapshot import Snapshot
 from lsvcr.serving.topk import best
 
@@ -24,7 +24,7 @@ class ServedPart:
 
     task: Task
     encoder: Encoder
-    index: ExactIndex | None
+    index: Index | None
 
     @classmethod
     def load(cls, files: PartFiles, threads: int) -> "ServedPart":
@@ -35,7 +35,7 @@ class ServedPart:
         """
         is_rec = files.task is Task.REC
         encoder = Encoder(files.encoder, with_watched=not is_rec, threads=threads)
-        return cls(files.task, encoder, ExactIndex(files.items) if is_rec else None)
+        return cls(files.task, encoder, open_index(files.items, threads) if is_rec else None)
 
     def users(
         self,
