@@ -13,10 +13,11 @@ import pytest
 
 from lsvcr import settings
 from tests.guards.source import ROOT
-from tests.serving.page_server import Server, serve, write_page_bundle
+from tests.serving.http.process import ServerProcess
+from tests.serving.page_bundle import write_page_bundle
 
 DOCUMENT = ROOT / "docs" / "deploy.md"
-ADDRESS = "http://127.0.0.1:8000/"
+ADDRESS = "http://127.0.0.1:8000"
 TOKEN = "the token of this test"
 
 
@@ -58,44 +59,49 @@ def parsed(words: list[str]) -> Request:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server as the document starts it, in a folder that has the bundles and the token it names."""
-    folder = tmp_path_factory.mktemp("deploy")
-    write_page_bundle(folder / "bundle", encoder=True)
-    shutil.copytree(folder / "bundle", folder / "bundle-2")
-    (folder / "admin-token").write_text(TOKEN + "\n")
-    with serve(folder / "bundle", "--state", "state", "--admin_token_file", "admin-token") as running:
-        yield running
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the bundles and the token lie that the document names."""
+    made = tmp_path_factory.mktemp("deploy")
+    shutil.copytree(write_page_bundle(made / "bundle"), made / "bundle-2")
+    (made / "admin-token").write_text(TOKEN + "\n")
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[ServerProcess]:
+    """A server as the document starts it."""
+    flags = ("--state", str(folder / "state"), "--admin_token_file", str(folder / "admin-token"))
+    running = ServerProcess(folder / "bundle", *flags, log=folder / "log")
+    yield running
+    assert running.stop() == 0
 
 
 @pytest.mark.parametrize("document", [DOCUMENT, ROOT / "README.md"], ids=lambda path: path.name)
-def test_every_request_of_the_document_is_answered(server: Server, document: Path):
+def test_every_request_of_the_document_is_answered(server: ServerProcess, folder: Path, document: Path):
     sent = list(requests_of(document))
     assert len(sent) >= (15 if document == DOCUMENT else 1)
-    for request in sent:
-        status, answer = server.send(request.method, request.path, request.body, **request.headers)
-        assert status == 200, (request, answer)
+    for method, path, body, headers in sent:
+        # The document's server was started beside the bundles.
+        content = body and body.replace('"bundle-2"', json.dumps(str(folder / "bundle-2"))).encode()
+        answer = server.call(method, path, content, headers)
+        assert answer.status == 200, (method, path, answer.body)
 
 
-def test_the_answers_look_as_the_document_shows(server: Server):
-    first = next(request for request in requests_of(DOCUMENT) if request.path == "v1/recommend")
-    answer = server.send("POST", first.path, first.body)[1]
-    error = server.send("GET", "v1/videos/no-such-video")[1]
-    shown = [
-        json.loads(text) for text in re.findall(r"^```json\n(.*?)^```", DOCUMENT.read_text(), re.M | re.S)
-    ]
-    assert [set(example) for example in shown] == [set(answer), set(error)]
-    assert set(shown[0]["items"][0]) == set(answer["items"][0]) and set(shown[0]["unknown"]) == set(
-        answer["unknown"]
-    )
-    assert (
-        set(shown[1]["error"]) == set(error["error"]) and shown[1]["error"]["code"] == error["error"]["code"]
-    )
+def test_the_answers_look_as_the_document_shows(server: ServerProcess):
+    first = next(request for request in requests_of(DOCUMENT) if request.path == "/v1/recommend")
+    answer = server.call("POST", first.path, (first.body or "").encode()).json
+    error = server.get("/v1/videos/no-such-video").json
+    blocks = re.findall(r"^```json\n(.*?)^```", DOCUMENT.read_text(), re.M | re.S)
+    good, bad = map(json.loads, blocks)
+    assert set(good) == set(answer) and set(bad) == set(error)
+    assert set(good["items"][0]) == set(answer["items"][0])
+    assert set(good["unknown"]) == set(answer["unknown"])
+    assert set(bad["error"]) == set(error["error"]) and bad["error"]["code"] == error["error"]["code"]
 
 
-def test_the_metrics_of_the_document_exist(server: Server):
-    server.post("v1/recommend", {"video_history": [2, 999_999]})
-    told = server.send("GET", "metrics")[1]["text"]
+def test_the_metrics_of_the_document_exist(server: ServerProcess):
+    server.post("/v1/recommend", {"video_history": [2, 999_999]})
+    told = server.get("/metrics").body.decode()
     names = re.findall(r"`(lsvcr_\w+)", DOCUMENT.read_text())
     assert len(names) >= 6
     for name in names:

@@ -1,6 +1,7 @@
 """The page at `/` in a headless browser, from a real server on a random bundle. Skipped where no browser is."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from lsvcr.schema import Task
 from tests.experiments.browser import contrast, find
 from tests.serving.driver import Driver
-from tests.serving.page_server import NASTY, VIDEOS, Server, serve, write_page_bundle
+from tests.serving.http.process import ServerProcess
+from tests.serving.page_bundle import NASTY, USERS, VIDEOS, write_page_bundle
 
 BEYOND = 2**53
 """Ids above are not exact as JavaScript's numbers."""
@@ -20,13 +22,21 @@ ALERT = "document.getElementById('alert').textContent"
 SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with users."""
+@contextmanager
+def serving(folder: Path, **about: Any) -> Iterator[ServerProcess]:
+    """A server on a bundle of its own, which `about` describes; without a browser the test is skipped first."""
     find()
-    folder = tmp_path_factory.mktemp("page")
-    write_page_bundle(folder / "bundle")
-    with serve(folder / "bundle") as running:
+    running = ServerProcess(write_page_bundle(folder / "bundle", **about), log=folder / "log")
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server with users."""
+    with serving(tmp_path_factory.mktemp("page")) as running:
         yield running
 
 
@@ -38,17 +48,17 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
 
 
 @pytest.fixture
-def page(window: Driver, server: Server) -> Driver:
+def page(window: Driver, server: ServerProcess) -> Driver:
     """The page, freshly opened in a wide window."""
     return opened(window, server)
 
 
-def opened(window: Driver, server: Server) -> Driver:
+def opened(window: Driver, server: ServerProcess) -> Driver:
     """The server's page in a wide window, once it has asked for users."""
     window.problems.clear()
     window.asked_for.clear()
     window.window(1280, 900)
-    window.open(server.address)
+    window.open(address(server))
     window.wait("document.querySelector('#users button') || !document.getElementById('no-users').hidden")
     return window
 
@@ -60,6 +70,21 @@ def ids(page: Driver, name: str) -> list[str]:
     return found
 
 
+def address(server: ServerProcess) -> str:
+    """Of the page."""
+    return f"http://127.0.0.1:{server.port}/"
+
+
+def get(server: ServerProcess, path: str) -> Any:
+    """The content of an answer."""
+    return server.get(path).json
+
+
+def post(server: ServerProcess, path: str, body: Any) -> Any:
+    """The content of an answer."""
+    return server.post(path, body).json
+
+
 def choose(page: Driver, user: int) -> None:
     """Ask for a user by id."""
     page.ask(f"document.getElementById('user').value = '{user}'")
@@ -67,18 +92,19 @@ def choose(page: Driver, user: int) -> None:
     page.wait(SHOWN)
 
 
-def expected(server: Server, user: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def expected(server: ServerProcess, user: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What the API recommends to the user's histories, with the comments and without."""
-    stored = server.get(f"v1/users/{user}")
+    stored = get(server, f"/v1/users/{user}")
     own = {"video_history": stored["video_history"], "comment_history": stored["comment_history"]}
     requests = [own, {**own, "comment_history": []}]
-    first, second = server.post("v1/recommend", {"requests": requests})["responses"]
+    first, second = post(server, "/v1/recommend", {"requests": requests})["responses"]
     return first["items"], second["items"]
 
 
-def commented(server: Server) -> int:
-    """A user with a comment history."""
-    return next(u for u in range(1, 21) if server.get(f"v1/users/{u}")["comment_history"])
+def commented(server: ServerProcess, first: int = 0) -> int:
+    """A user with a comment history, in a bundle whose ids begin after `first`."""
+    users = range(first + 1, first + USERS + 1)
+    return next(user for user in users if get(server, f"/v1/users/{user}")["comment_history"])
 
 
 def paste(page: Driver, videos: str, liked: str = "") -> None:
@@ -91,7 +117,7 @@ def paste(page: Driver, videos: str, liked: str = "") -> None:
     page.click("button.main")
 
 
-def test_a_user_is_chosen_and_sees_what_the_api_recommends(page: Driver, server: Server):
+def test_a_user_is_chosen_and_sees_what_the_api_recommends(page: Driver, server: ServerProcess):
     user = commented(server)
     choose(page, user)
     first, second = expected(server, user)
@@ -103,7 +129,7 @@ def test_a_user_is_chosen_and_sees_what_the_api_recommends(page: Driver, server:
     assert scores == [f"{item['score']:.3f}".replace("-", "\u2212") for item in first]
 
 
-def test_what_the_comments_changed_is_told_in_words(page: Driver, server: Server):
+def test_what_the_comments_changed_is_told_in_words(page: Driver, server: ServerProcess):
     user = commented(server)
     choose(page, user)
     first, second = expected(server, user)
@@ -124,10 +150,10 @@ def test_what_the_comments_changed_is_told_in_words(page: Driver, server: Server
     assert gone == sum(item["id"] not in {own["id"] for own in first} for item in second)
 
 
-def test_both_histories_stand_there_with_titles_and_texts(page: Driver, server: Server):
+def test_both_histories_stand_there_with_titles_and_texts(page: Driver, server: ServerProcess):
     user = commented(server)
     choose(page, user)
-    stored = server.get(f"v1/users/{user}")
+    stored = get(server, f"/v1/users/{user}")
     titles = {video["id"]: video["title"] for video in stored["videos"]}
     page.ask("document.querySelectorAll('#histories button').forEach(button => button.click())")
     shown = page.ask(
@@ -139,13 +165,13 @@ def test_both_histories_stand_there_with_titles_and_texts(page: Driver, server: 
     assert said == [texts[c] for visit in reversed(stored["comment_history"]) for c in visit["comments"]]
 
 
-def test_a_click_shows_the_comments_of_a_video_in_this_persons_order(page: Driver, server: Server):
+def test_a_click_shows_the_comments_of_a_video_in_this_persons_order(page: Driver, server: ServerProcess):
     user = commented(server)
     choose(page, user)
     video = expected(server, user)[0][1]["id"]
     page.click("#with li:nth-child(2) button")
     page.wait(OPENED)
-    ranking = server.post("v1/rank-comments", {"user": user, "video": video})
+    ranking = post(server, "/v1/rank-comments", {"user": user, "video": video})
     assert ids(page, "ranked") == [str(item["id"]) for item in ranking["items"]]
     shown = page.ask("[...document.querySelectorAll('#ranked .title')].map(title => title.textContent)")
     assert shown == [item["title"] for item in ranking["items"]]
@@ -154,7 +180,7 @@ def test_a_click_shows_the_comments_of_a_video_in_this_persons_order(page: Drive
     assert not page.ask(OPENED)
 
 
-def test_everything_works_by_keyboard_and_the_focus_is_seen(page: Driver, server: Server):
+def test_everything_works_by_keyboard_and_the_focus_is_seen(page: Driver, server: ServerProcess):
     seen = (
         "getComputedStyle(it).outlineStyle === 'solid' && parseFloat(getComputedStyle(it).outlineWidth) >= 2"
     )
@@ -174,10 +200,10 @@ def test_everything_works_by_keyboard_and_the_focus_is_seen(page: Driver, server
     assert page.ask("Boolean(document.activeElement.closest('#with li:nth-child(2)'))")
 
 
-def test_users_are_found_by_the_beginning_of_their_id(page: Driver, server: Server):
+def test_users_are_found_by_the_beginning_of_their_id(page: Driver, server: ServerProcess):
     page.ask("document.getElementById('user').focus()")
     page.type("1")
-    wanted = server.get("v1/users?prefix=1&limit=12")["users"]
+    wanted = get(server, "/v1/users?prefix=1&limit=12")["users"]
     shown = "[...document.querySelectorAll('#users button')].map(button => button.textContent)"
     page.wait(f"{shown}.join() === '{','.join(map(str, wanted))}'")
     assert len(wanted) == 11
@@ -205,11 +231,11 @@ def test_users_are_found_by_the_beginning_of_their_id(page: Driver, server: Serv
     ],
 )
 def test_a_history_is_pasted_as_ids_or_as_json(
-    page: Driver, server: Server, videos: str, liked: str, question: dict[str, Any]
+    page: Driver, server: ServerProcess, videos: str, liked: str, question: dict[str, Any]
 ):
     paste(page, videos, liked)
     page.wait(SHOWN)
-    items = server.post("v1/recommend", question)["items"]
+    items = post(server, "/v1/recommend", question)["items"]
     assert ids(page, "with") == [str(item["id"]) for item in items]
     assert page.ask("document.getElementById('other').hidden") is not bool(question["comment_history"])
 
@@ -240,11 +266,11 @@ def test_what_cannot_be_asked_is_told_in_a_sentence(page: Driver, videos: str, l
     assert page.ask("document.getElementById('alert').getAttribute('role')") == "alert"
 
 
-def test_errors_of_the_api_are_told_and_go_when_it_works_again(page: Driver, server: Server):
+def test_errors_of_the_api_are_told_and_go_when_it_works_again(page: Driver, server: ServerProcess):
     page.ask("document.getElementById('user').value = 'nobody'")
     page.click("button.main")
     page.wait(ALERT)
-    assert page.ask(ALERT) == server.get("v1/users/nobody")["error"]["message"]
+    assert page.ask(ALERT) == get(server, "/v1/users/nobody")["error"]["message"]
     choose(page, 2)
     page.ask("document.getElementById('k').value = '0'")
     assert page.ask("document.getElementById('alert').hidden")
@@ -253,7 +279,7 @@ def test_errors_of_the_api_are_told_and_go_when_it_works_again(page: Driver, ser
     assert "whole number from 1" in page.ask(ALERT)
 
 
-def test_titles_are_text_and_the_page_asks_nobody_else(page: Driver, server: Server):
+def test_titles_are_text_and_the_page_asks_nobody_else(page: Driver, server: ServerProcess):
     paste(page, "1")
     page.wait(SHOWN)
     page.wait(f"document.querySelector('#history-videos .title').textContent === {NASTY!r}")
@@ -261,32 +287,33 @@ def test_titles_are_text_and_the_page_asks_nobody_else(page: Driver, server: Ser
     page.wait(f"[...document.querySelectorAll('.said')].some(said => said.textContent === {NASTY!r})")
     assert page.ask("document.title").startswith("LSVCR") and page.ask("document.images.length") == 0
     assert page.problems == []
-    assert all(address.startswith((server.address, "data:")) for address in page.asked_for), page.asked_for
+    assert all(asked.startswith((address(server), "data:")) for asked in page.asked_for), page.asked_for
     # What the policy forbids is forbidden: without it this would run.
     page.ask("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"document.title = 1\">')")
     page.ask("new Promise(done => setTimeout(done, 300))")
     assert page.ask("document.title").startswith("LSVCR")
 
 
-def owner_of_first_comment(server: Server) -> int:
+def owner_of_first_comment(server: ServerProcess) -> int:
     """The video that comment 1 stands under and among whose most liked it is not needed to be."""
     for video in range(1, VIDEOS + 1):
-        ranking = server.post("v1/rank-comments", {"video_history": [2], "video": video})
+        ranking = post(server, "/v1/rank-comments", {"video_history": [2], "video": video})
         if any(item["id"] == 1 for item in ranking["items"]):
             return video
     raise AssertionError("comment 1 has no video")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [320, 360, 768, 1280])
 def test_it_fits_every_window_and_can_be_read_in_light_and_dark(
-    page: Driver, server: Server, tmp_path: Path, width: int, dark: bool
+    page: Driver, server: ServerProcess, tmp_path: Path, dark: bool
 ):
-    page.window(width, 800, dark=dark)
+    page.window(360, 800, dark=dark)
     choose(page, commented(server))
     page.click("#with button")
     page.wait(OPENED)
-    assert page.ask(SIDEWAYS) == 0
+    for width in (1280, 768, 360, 320):
+        page.window(width, 800, dark=dark)
+        assert page.ask(SIDEWAYS) == 0, width
     page.screenshot(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 10_000
     colours = page.ask(
@@ -321,9 +348,7 @@ def test_every_field_has_a_label_and_every_part_a_name(page: Driver):
 
 
 def test_a_bundle_without_users_asks_for_histories_at_once(window: Driver, tmp_path: Path):
-    find()
-    write_page_bundle(tmp_path / "bundle", users=False)
-    with serve(tmp_path / "bundle") as running:
+    with serving(tmp_path, users=False) as running:
         page = opened(window, running)
         assert page.ask("document.getElementById('videos').checkVisibility()")
         assert not page.ask("document.getElementById('user').checkVisibility()")
@@ -334,9 +359,7 @@ def test_a_bundle_without_users_asks_for_histories_at_once(window: Driver, tmp_p
 
 
 def test_a_bundle_that_only_recommends_offers_no_comments(window: Driver, tmp_path: Path):
-    find()
-    write_page_bundle(tmp_path / "bundle", tasks=(Task.REC,))
-    with serve(tmp_path / "bundle") as running:
+    with serving(tmp_path, tasks=(Task.REC,)) as running:
         page = opened(window, running)
         choose(page, commented(running))
         assert (
@@ -346,9 +369,7 @@ def test_a_bundle_that_only_recommends_offers_no_comments(window: Driver, tmp_pa
 
 
 def test_a_bundle_that_only_ranks_comments_asks_for_the_video(window: Driver, tmp_path: Path):
-    find()
-    write_page_bundle(tmp_path / "bundle", tasks=(Task.COMM_RANK,))
-    with serve(tmp_path / "bundle") as running:
+    with serving(tmp_path, tasks=(Task.COMM_RANK,)) as running:
         page = opened(window, running)
         page.wait("document.getElementById('watched').checkVisibility()")
         paste(page, "2, 777777")
@@ -357,7 +378,7 @@ def test_a_bundle_that_only_ranks_comments_asks_for_the_video(window: Driver, tm
         page.ask("document.getElementById('watched').value = '7'")
         page.click("#go")
         page.wait(OPENED)
-        ranking = running.post("v1/rank-comments", {"video_history": [2], "video": 7})
+        ranking = post(running, "/v1/rank-comments", {"video_history": [2], "video": 7})
         assert ids(page, "ranked") == [str(item["id"]) for item in ranking["items"]]
         assert "1 video (777777)" in page.ask("document.getElementById('unknown').textContent")
         page.press("Escape")
@@ -365,29 +386,20 @@ def test_a_bundle_that_only_ranks_comments_asks_for_the_video(window: Driver, tm
 
 
 def test_ids_beyond_what_javascript_counts_to_stay_exact(window: Driver, tmp_path: Path):
-    find()
-    write_page_bundle(tmp_path / "bundle", first=BEYOND)
-    with serve(tmp_path / "bundle") as running:
+    with serving(tmp_path, first=BEYOND) as running:
         page = opened(window, running)
-        user = BEYOND + commented_from(running, BEYOND)
+        user = commented(running, BEYOND)
         choose(page, user)
         first, _ = expected(running, user)
         assert ids(page, "with") == [str(item["id"]) for item in first]
         page.click("#with button")
         page.wait(OPENED)
-        ranking = running.post("v1/rank-comments", {"user": user, "video": first[0]["id"]})
+        ranking = post(running, "/v1/rank-comments", {"user": user, "video": first[0]["id"]})
         assert ids(page, "ranked") == [str(item["id"]) for item in ranking["items"]]
 
 
-def commented_from(server: Server, first: int) -> int:
-    """The number of a user with comments in a bundle whose ids begin after `first`."""
-    return next(u for u in range(1, 21) if server.get(f"v1/users/{first + u}")["comment_history"])
-
-
 def test_a_server_that_has_gone_is_told(window: Driver, tmp_path: Path):
-    find()
-    write_page_bundle(tmp_path / "bundle")
-    with serve(tmp_path / "bundle") as running:
+    with serving(tmp_path) as running:
         page = opened(window, running)
     page.click("#users button")
     page.wait(ALERT)
