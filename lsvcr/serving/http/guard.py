@@ -67,12 +67,12 @@ class Guard:
         route = self._direct.get(scope["path"]) if scope["method"] == "POST" else None
         reason: dict[str, Any] = {}
         try:
+            if scope["path"].startswith(ADMIN):
+                self._check_token(scope)
             if route is not None:
                 scope["app"] = self._app
                 await route.answer(scope, receive, exchange.send)
             else:
-                if scope["path"].startswith(ADMIN):
-                    self._check_token(scope)
                 await self._app(scope, receive, exchange.send)
         except ClientGone:
             exchange.status = GONE_STATUS

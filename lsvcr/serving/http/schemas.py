@@ -200,7 +200,12 @@ class PutComment(Vector):
 
     video: Id
     text: str = Field(max_length=TEXT_LENGTH)
-    likes: Annotated[int, Strict()] = Field(0, ge=0, le=2**31 - 1)
+    likes: Annotated[int, Strict()] | None = Field(
+        None,
+        ge=0,
+        le=2**31 - 1,
+        description="its place among the video's comments; without it as before, or 0",
+    )
 
 
 class SwapRequest(_Strict):

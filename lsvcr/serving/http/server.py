@@ -50,7 +50,7 @@ def serve(settings: ServeSettings) -> None:
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.WARNING)
     began = time.perf_counter()
-    service = Service(load(settings, settings.bundle), settings, log)
+    service = Service(load(settings, settings.bundle, settings.state or None), settings, log)
     most = raise_open_files(settings.max_connections)
     if most < settings.max_connections:
         log.event(
@@ -72,19 +72,7 @@ def serve(settings: ServeSettings) -> None:
         timeout_keep_alive=max(1, round(settings.keep_alive)),
         timeout_graceful_shutdown=max(1, round(settings.graceful_timeout)),
     )
-    server = Server(config, service, most)
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    log.event(
-        "info",
-        "ready",
-        url=f"http://{shown}:{port}/",
-        bundle=settings.bundle,
-        tasks=list(service.recommender.tasks),
-        admin=token is not None,
-        seconds=round(time.perf_counter() - began, 3),
-        pid=os.getpid(),
-    )
+    server = Server(config, service, most, began)
     try:
         server.run([listener])
     finally:
@@ -97,9 +85,10 @@ def serve(settings: ServeSettings) -> None:
 class Server(uvicorn.Server):
     """uvicorn's server, which ends well after SIGTERM, reopens the bundle on SIGHUP and looks after slow clients."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, most: int) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, most: int, began: float) -> None:
         super().__init__(config)
         self.service = service
+        self.began = began
         self.stopped_by = ""
         settings, metrics = service.settings, service.metrics
         self.server_state.limits = ConnectionLimits(  # type: ignore[attr-defined]
@@ -108,11 +97,23 @@ class Server(uvicorn.Server):
         metrics.gauge("lsvcr_connections", "Open connections", lambda: len(self.server_state.connections))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the worker, then listen."""
+        """Start the worker, listen, and tell where."""
         self.service.start()
         self.sweeper = asyncio.create_task(self._sweep())
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reopen)
         await super().startup(sockets)
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            self.service.log.event(
+                "info",
+                "ready",
+                url=f"http://{shown}:{port}/",
+                bundle=self.service.path,
+                tasks=list(self.service.recommender.tasks),
+                seconds=round(time.perf_counter() - self.began, 3),
+                pid=os.getpid(),
+            )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept nothing more, finish what was taken."""

@@ -12,6 +12,7 @@ from lsvcr.serving.http.batching import Batcher
 from lsvcr.serving.http.errors import ApiError, overloaded
 from lsvcr.serving.http.log import Log
 from lsvcr.serving.http.metrics import Metrics
+from lsvcr.serving.journal import NotStored
 from lsvcr.serving.runtime import Recommender
 from lsvcr.serving.types import CommentQuery, Query
 from lsvcr.settings import ServeSettings
@@ -25,13 +26,14 @@ THREADS = 8
 """Threads for look-ups and changes: both wait for a disk more than they compute."""
 
 
-def load(settings: ServeSettings, path: str) -> Recommender:
-    """The recommender of a bundle under these settings.
+def load(settings: ServeSettings, path: str, state: str | None) -> Recommender:
+    """The recommender of a bundle under these settings; `state` as in `Recommender.load`.
 
     Raises:
         BundleError: it cannot be served.
+        UserError: the state folder cannot be used.
     """
-    return Recommender.load(path, threads=settings.threads, verify=settings.verify)
+    return Recommender.load(path, state=state, threads=settings.threads, verify=settings.verify)
 
 
 class Service:
@@ -54,8 +56,8 @@ class Service:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="service")
         self._in_threads = 0
         self._exchange = asyncio.Lock()
-        self._changing = 0
-        self._frozen = False
+        self._settled = asyncio.Event()
+        self._settled.set()
 
     def start(self) -> None:
         """Start the worker; call it in the event loop."""
@@ -74,6 +76,7 @@ class Service:
         """End the worker and the journal."""
         self.batcher.close()
         self._threads.shutdown(wait=True)
+        self.recommender.catalogue.close()
 
     def answer(self, jobs: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
         """Answers to the queries of some jobs, all from one recommender; runs in the worker thread.
@@ -143,13 +146,8 @@ class Service:
 
     def numbers(self) -> dict[str, Any]:
         """Numbers of the catalogue as it is now."""
-        snapshot = self.recommender.snapshot
         users = self.recommender.bundle.users
-        return {
-            "videos": snapshot.videos.n_live,
-            "comments": snapshot.comments.n_live,
-            "users": 0 if users is None else len(users.ids) - 1,
-        }
+        return {**self.recommender.catalogue.stats(), "users": 0 if users is None else len(users.ids) - 1}
 
     async def change(self, name: str, *args: Any) -> None:
         """Call a method of the catalogue in a thread; when this returns, the change is kept and seen.
@@ -158,15 +156,12 @@ class Service:
             ApiError: 507 where it could not be stored.
             BadRequest, UnknownId: the change makes no sense.
         """
-        if self._frozen:
-            raise overloaded("a bundle is being exchanged")
-        self._changing += 1
         try:
             await self.in_thread(getattr(self.recommender.catalogue, name), *args)
-        except UserError as error:
+        except NotStored as error:
             raise ApiError(507, "not_stored", str(error)) from error
-        finally:
-            self._changing -= 1
+        # A bundle that takes over at this moment has the change already, but is not yet asked.
+        await self._settled.wait()
 
     async def exchange(self, path: str) -> None:
         """Serve the bundle at `path` from now on; no request is dropped, and none sees parts of both.
@@ -180,17 +175,25 @@ class Service:
         async with self._exchange:
             try:
                 await self._exchange_to(path)
-            except UserError as error:
+            except Exception as error:
                 self.metrics.swaps.labels("refused").inc()
-                self.log.event("error", "bundle", path=path, reason=str(error))
-                raise ApiError(422, "bad_bundle", str(error)) from None
+                self.log.event("error", "bundle", path=path, reason=str(error) or repr(error))
+                if isinstance(error, UserError):
+                    raise ApiError(422, "bad_bundle", str(error)) from None
+                raise
             self.metrics.swaps.labels("done").inc()
             self.log.event("info", "bundle", path=path)
 
     async def _exchange_to(self, path: str) -> None:
+        # Whatever happens here, changes and requests go on: with the old bundle to the end, then with the new one.
         loop = asyncio.get_running_loop()
-        new = await loop.run_in_executor(None, load, self.settings, path)
-        self.recommender, self.path = new, path
+        new = await loop.run_in_executor(None, load, self.settings, path, None)
+        self._settled.clear()
+        try:
+            await loop.run_in_executor(None, new.catalogue.take_over, self.recommender.catalogue)
+            self.recommender, self.path = new, path
+        finally:
+            self._settled.set()
 
     def _left_thread(self, future: "asyncio.Future[Any]") -> None:
         self._in_threads -= 1
