@@ -15,6 +15,7 @@ from lsvcr.serving.histories import Missing, Rows, id_list, resolve, stored_rows
 from lsvcr.serving.ids import UNKNOWN
 from lsvcr.serving.journal import Journal
 from lsvcr.serving.snapshot import Snapshot, Table
+from lsvcr.serving.text_encoder import TextEncoder
 from lsvcr.serving.types import (
     CommentHistory,
     CommentInfo,
@@ -53,7 +54,9 @@ class Recommender:
         self.bundle = bundle
         self._parts = {task: ServedPart.load(files, threads) for task, files in bundle.parts.items()}
         self._snapshot: Snapshot
-        self.catalogue = Catalogue(bundle, self.publish, journal=journal, threads=threads)
+        texts = TextEncoder.open(bundle.root)
+        encode = None if texts is None else texts.encode
+        self.catalogue = Catalogue(bundle, self.publish, encode=encode, journal=journal, threads=threads)
 
     @classmethod
     def load(

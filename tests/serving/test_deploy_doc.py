@@ -1,5 +1,6 @@
 """What docs/deploy.md and README.md tell a person to send to the server is answered, and the names they tell exist."""
 
+import base64
 import dataclasses
 import json
 import re
@@ -18,7 +19,7 @@ from tests.serving.page_bundle import write_page_bundle
 
 DOCUMENT = ROOT / "docs" / "deploy.md"
 ADDRESS = "http://127.0.0.1:8000"
-TOKEN = "the token of this test"
+TOKEN = base64.b64encode(bytes(range(224, 256))).decode()
 
 
 class Request(NamedTuple):
