@@ -129,6 +129,10 @@ def test_a_user_is_chosen_and_sees_what_the_api_recommends(page: Driver, server:
     assert scores == [f"{item['score']:.3f}".replace("-", "\u2212") for item in first]
 
 
+def test_it_says_how_much_there_is(page: Driver):
+    page.wait("document.getElementById('here').textContent === 'Here are 40 videos and 500 comments.'")
+
+
 def test_what_the_comments_changed_is_told_in_words(page: Driver, server: ServerProcess):
     user = commented(server)
     choose(page, user)
