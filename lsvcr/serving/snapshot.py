@@ -8,10 +8,12 @@ makes the next one and publishes it (`Recommender.publish`), one writer at a tim
     snapshot = changes.remove_comments(snapshot, [id])
     recommender.publish(snapshot)
 
+with `changes` for the module `lsvcr.serving.changes`. Both steps belong under one lock of the writer.
+
 Rows 0 .. n are the bundle's; added ones follow in the order they came. No row is ever reused: an id that is put again
 gets a new row, and its earlier row is hidden. A hidden row is never recommended, ranked or shown. The row of a removed
 id of the bundle still counts in histories, where it says something about the user; a removed id that was added is
-unknown, as if it had never been there.
+unknown, as if it had never been there. The comments of a removed video go with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +41,7 @@ class Table:
         base, base_texts: those of the bundle.
         added_ids, added_texts: of the rows after them.
         places: the row of each added id that is not removed.
-        replaced: a hidden row whose id was put again -> the row it has now.
+        replaced: a hidden row whose id was put again -> the row it got then.
         hidden: (h,) int64 ascending, rows that are removed or replaced.
     """
 
@@ -97,7 +99,12 @@ class Table:
         """Rows of the same ids now: those that were put again have moved."""
         if not self.replaced:
             return rows
-        return np.array([self.replaced.get(row, row) for row in rows.tolist()], dtype=np.int64)
+        return np.array([self._current(row) for row in rows.tolist()], dtype=np.int64)
+
+    def _current(self, row: int) -> int:
+        while row in self.replaced:  # put again several times
+            row = self.replaced[row]
+        return row
 
 
 class AddedRows(NamedTuple):
