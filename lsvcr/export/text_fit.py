@@ -20,17 +20,15 @@ from lsvcr.serving.text_encoder import (
 from lsvcr.training.rank_texts import TextTables
 from lsvcr.utils.errors import UserError
 
-BUCKETS = 1 << 15
-MOST_TEXTS = 100_000
+BUCKETS = 1 << 12
+MOST_TEXTS = 40_000
 """Distinct texts that are learned from; of more, a draw."""
-RIDGE = 0.1
+RIDGE = 0.3
 """Measured on the simulator's demo world (docs/method.md)."""
-_STEPS, _ENOUGH = 60, 1e-3
-"""Of conjugate gradients: at most so many, or until the residual has fallen to this share."""
 _NEIGHBOURS = 10
 _MOST_HELD = 2_000
 """Texts that quality is measured on, a tenth of all or so many."""
-_PART = 256
+_PART, _ROWS = 256, 1024
 _DRAWN = 4
 """Texts drawn for each that is learned from, because many are equal."""
 _SEED = 20_240
@@ -63,20 +61,16 @@ def fit_text_encoder(dataset: Dataset, texts: TextTables, buckets: int = BUCKETS
         )
     generator = np.random.default_rng(_SEED)
     order = generator.permutation(len(words))[:MOST_TEXTS]
-    held = order[: min(max(1, len(order) // 10), _MOST_HELD)]
-    rest = order[len(held) :]
-    first = _fit([words[i] for i in rest], vectors[rest], buckets)
-    quality = _quality(first, [words[i] for i in held], vectors[held], vectors[rest])
-    whole = _fit([words[i] for i in order], vectors[order], buckets)
-    about = {"buckets": buckets, "texts": len(order), "distinct_texts": len(words), "held_out": quality}
-    files = {WEIGHTS_FILE: whole.weights.astype(np.float16), RARITY_FILE: whole.rarity, MEAN_FILE: whole.mean}
+    words, vectors = [words[i] for i in order], vectors[order]
+    held = min(max(1, len(words) // 10), _MOST_HELD)
+    system = _System(words, vectors, buckets)
+    system.add(held, len(words))
+    quality = _quality(system.encoder(), words[:held], vectors[:held], vectors[held:])
+    system.add(0, held)
+    whole = system.weights()
+    about = {"buckets": buckets, "texts": len(words), "held_out": quality}
+    files = {WEIGHTS_FILE: whole, RARITY_FILE: system.rarity, MEAN_FILE: system.mean}
     return Fitted({f"{FOLDER}/{name}": array for name, array in files.items()}, about)
-
-
-class _Map(NamedTuple):
-    weights: np.ndarray
-    rarity: np.ndarray
-    mean: np.ndarray
 
 
 def _distinct(dataset: Dataset, texts: TextTables) -> tuple[list[str], np.ndarray]:
@@ -101,78 +95,51 @@ def _distinct(dataset: Dataset, texts: TextTables) -> tuple[list[str], np.ndarra
     return [name for name, kept in zip(names, some, strict=True) if kept], vectors[some]
 
 
-def _fit(words: list[str], vectors: np.ndarray, buckets: int) -> _Map:
-    """Minimise |X W - (Y - mean)|^2 + RIDGE |W|^2, X being the weighted n-grams of the texts."""
-    seen = np.zeros(buckets)
-    for word in words:
-        seen[np.unique(buckets_of(word, buckets))] += 1
-    rarity = (np.log((1 + len(words)) / (1 + seen)) + 1).astype(np.float32)
-    mean = vectors.mean(axis=0)
-    rows = _matrix(words, rarity)
-    target = torch.from_numpy(vectors - mean)
-    weights = _ridge(rows, target, buckets)
-    return _Map(weights.numpy(), rarity, mean.astype(np.float32))
+class _System:
+    """The normal equations (X'X + RIDGE) W = X'(Y - mean), X being the weighted n-grams of the texts.
+
+    Args:
+        words: n texts.
+        vectors: (n, w) float32, Y.
+        buckets: columns of X.
+    """
+
+    def __init__(self, words: list[str], vectors: np.ndarray, buckets: int) -> None:
+        seen = np.zeros(buckets)
+        for word in words:
+            seen[np.unique(buckets_of(word, buckets))] += 1
+        self.rarity = (np.log((1 + len(words)) / (1 + seen)) + 1).astype(np.float32)
+        self.mean = vectors.mean(axis=0).astype(np.float32)
+        self._rows = [weighted(word, self.rarity) for word in words]
+        self._target = torch.from_numpy(vectors - self.mean)
+        self._left = torch.zeros(buckets, buckets)
+        self._right = torch.zeros(buckets, vectors.shape[1])
+
+    def add(self, start: int, stop: int) -> None:
+        """Learn from the texts `start` to `stop` (exclusive)."""
+        for first in range(start, stop, _ROWS):
+            last = min(first + _ROWS, stop)
+            rows = np.zeros((last - first, len(self.rarity)), dtype=np.float32)
+            for row, (columns, values) in zip(rows, self._rows[first:last], strict=True):
+                row[columns] = values
+            dense = torch.from_numpy(rows)
+            self._left.addmm_(dense.T, dense)
+            self._right.addmm_(dense.T, self._target[first:last])
+
+    def weights(self) -> np.ndarray:
+        """W, (buckets, w) float32."""
+        left = self._left.clone()
+        left.diagonal().add_(RIDGE)
+        return torch.cholesky_solve(self._right, torch.linalg.cholesky(left)).numpy()
+
+    def encoder(self) -> TextEncoder:
+        """What has been learned so far, in use."""
+        return TextEncoder(self.weights(), self.rarity, self.mean)
 
 
-class _Sparse(NamedTuple):
-    """A matrix (n, m) by its rows."""
-
-    offsets: Tensor
-    """(n + 1,) int64."""
-    columns: Tensor
-    values: Tensor
-
-    def times(self, dense: Tensor) -> Tensor:
-        """The product with (m, w)."""
-        return F.embedding_bag(
-            self.columns,
-            dense,
-            self.offsets,
-            mode="sum",
-            per_sample_weights=self.values,
-            include_last_offset=True,
-        )
-
-    def transposed(self, columns: int) -> "_Sparse":
-        """The same matrix by its columns, of which there are so many."""
-        rows = torch.repeat_interleave(torch.arange(len(self.offsets) - 1), self.offsets.diff())
-        order = torch.argsort(self.columns, stable=True)
-        counts = torch.bincount(self.columns, minlength=columns)
-        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return _Sparse(offsets, rows[order], self.values[order])
-
-
-def _matrix(words: list[str], rarity: np.ndarray) -> _Sparse:
-    """Weighted n-grams of texts, (n, buckets)."""
-    pairs = [weighted(word, rarity) for word in words]
-    return _Sparse(
-        torch.tensor([0, *(len(found) for found, _ in pairs)]).cumsum(0),
-        torch.from_numpy(np.concatenate([found for found, _ in pairs])),
-        torch.from_numpy(np.concatenate([weights for _, weights in pairs])),
-    )
-
-
-def _ridge(rows: _Sparse, target: Tensor, buckets: int) -> Tensor:
-    """(X'X + RIDGE) W = X'Y by conjugate gradients, all columns at once -> (buckets, w)."""
-    columns = rows.transposed(buckets)
-    residual = columns.times(target)
-    solution, direction = torch.zeros_like(residual), residual.clone()
-    norm = (residual**2).sum(0)
-    goal = norm * _ENOUGH**2
-    for _ in range(_STEPS):
-        image = columns.times(rows.times(direction)) + RIDGE * direction
-        step = norm / (direction * image).sum(0).clamp_min(1e-30)
-        solution += step * direction
-        residual -= step * image
-        new = (residual**2).sum(0)
-        if bool((new <= goal).all()):
-            break
-        direction = residual + new / norm.clamp_min(1e-30) * direction
-        norm = new
-    return solution
-
-
-def _quality(fitted: _Map, words: list[str], true: np.ndarray, others: np.ndarray) -> dict[str, float]:
+def _quality(
+    encoder: TextEncoder, words: list[str], true: np.ndarray, others: np.ndarray
+) -> dict[str, float]:
     """How near the vectors of unseen texts come to the true ones.
 
     Returns:
@@ -180,8 +147,8 @@ def _quality(fitted: _Map, words: list[str], true: np.ndarray, others: np.ndarra
         language model mostly consist of; `same_nearest` and `neighbours@10`: how often the nearest of all other texts
         is the same, and the share of the ten nearest that are.
     """
-    made = torch.from_numpy(TextEncoder(*fitted).encode(words))
-    mean, right = torch.from_numpy(fitted.mean), torch.from_numpy(true)
+    made, right = torch.from_numpy(encoder.encode(words)), torch.from_numpy(true)
+    mean = torch.from_numpy(others.mean(axis=0))
     known = F.normalize(torch.from_numpy(others) - mean, dim=-1)
     pairs = [F.normalize(x - mean, dim=-1) for x in (made, right)]
     count = min(_NEIGHBOURS, len(known))

@@ -140,7 +140,8 @@ def verify(
                 f"the bundle does not answer as {source.folder} does, so it was not written: of {compared.rows} "
                 f"{data.split.value} samples of {task.label} {compared.other_lists} have another top {K}, and a score "
                 f"differs by {compared.difference:.1e} ({allowed:.0e} is allowed). The first: {compared.example}. "
-                "Export again; if it says the same, the dataset or the checkpoint was changed, or this is a defect of ours"
+                "Export again; if that ends the same way, the dataset or the checkpoint was changed, or this is a "
+                "defect of ours"
             )
         report[task.value] = {
             "split": data.split.value,

@@ -11,7 +11,7 @@ from lsvcr.serving.encoder import Encoder
 from lsvcr.serving.histories import Rows, steps
 from lsvcr.serving.index import Found, Index, open_index
 from lsvcr.serving.snapshot import Snapshot
-from lsvcr.serving.topk import best
+from lsvcr.serving.topk import best, dots
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def recommended_rows(
 def rank_rows(snapshot: Snapshot, part: ServedPart, user: np.ndarray, rows: np.ndarray, k: int) -> Found:
     """The k best of chosen rows (m,); equal scores in ascending row."""
     rows = np.sort(rows)
-    scores = snapshot.items(part.task, rows) @ user
+    scores = dots(snapshot.items(part.task, rows), user)
     places = best(scores, k)
     return rows[places], scores[places]
 
@@ -97,9 +97,9 @@ def _search(
     if not len(items):
         return stored
     first = len(part.index)
-    scores = users @ items.T
     found = []
-    for own, k, rows, (base_rows, base_scores) in zip(scores, ks, left_out, stored, strict=True):
+    for user, k, rows, (base_rows, base_scores) in zip(users, ks, left_out, stored, strict=True):
+        own = dots(items, user)
         own[rows[rows >= first] - first] = -np.inf
         places = best(own, k)
         all_rows = np.concatenate([base_rows, places + first])

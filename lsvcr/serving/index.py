@@ -13,7 +13,7 @@ import numpy as np
 from lsvcr.schema import PAD
 from lsvcr.serving.bundle import StoredRows
 from lsvcr.serving.bundle_write import stored_rows
-from lsvcr.serving.topk import at_least, best, reached_by
+from lsvcr.serving.topk import at_least, best, dots, reached_by
 from lsvcr.serving.whole_numbers import WholeNumberProduct
 
 _SCORES = 1 << 24
@@ -64,10 +64,10 @@ class ExactIndex:
     """One product with all float32 rows (n + 1, d); row 0 is padding."""
 
     def __init__(self, rows: StoredRows) -> None:
-        self._rows = rows.values
+        self._rows = rows
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._rows.values)
 
     def search(self, users: np.ndarray, ks: Sequence[int], without: Sequence[np.ndarray]) -> list[Found]:
         """See `Index`."""
@@ -77,15 +77,15 @@ class ExactIndex:
             scores = self._scores(users[start : start + step])
             for place, own in enumerate(scores, start=start):
                 _leave_out(own, without[place])
-                rows = best(own, ks[place])
-                found.append((rows, own[rows]))
+                bound = reached_by(own, ks[place]) - 2 * _ROUNDING
+                found.append(_rescored(self._rows, users[place], own, bound, ks[place]))
         return found
 
     def _scores(self, users: np.ndarray) -> np.ndarray:
         """(B, n + 1) float32."""
         if len(users) == 1:  # a matrix times a vector reads the rows in their order
-            return (self._rows @ users[0])[None, :]
-        return users @ self._rows.T
+            return (self._rows.values @ users[0])[None, :]
+        return users @ self._rows.values.T
 
 
 class SketchIndex:
@@ -133,7 +133,7 @@ class SketchIndex:
             for place, sketch in enumerate(sketches, start=start):
                 _leave_out(sketch, without[place])
                 bound = reached_by(sketch, ks[place]) - 2 * float(slack[place])
-                found.append(self._rescored(users[place], sketch, bound, ks[place]))
+                found.append(_rescored(self._rows, users[place], sketch, bound, ks[place]))
         return found
 
     def _sketches(self, users: np.ndarray) -> np.ndarray:
@@ -150,12 +150,14 @@ class SketchIndex:
         slack: np.ndarray = self._longest * np.linalg.norm(users - rounded, axis=1)
         return slack + self._residual * np.linalg.norm(rounded, axis=1) + _ROUNDING
 
-    def _rescored(self, user: np.ndarray, sketch: np.ndarray, bound: float, k: int) -> Found:
-        rows = at_least(sketch, bound)
-        rows = rows[sketch[rows] > -np.inf]
-        scores = self._rows.take(rows) @ user
-        places = best(scores, k)
-        return rows[places], scores[places]
+
+def _rescored(rows: StoredRows, user: np.ndarray, estimates: np.ndarray, bound: float, k: int) -> Found:
+    """The k best of those rows whose estimate reaches the bound, by the scores of the stored rows."""
+    likely = at_least(estimates, bound)
+    likely = likely[estimates[likely] > -np.inf]
+    scores = dots(rows.take(likely), user)
+    places = best(scores, k)
+    return likely[places], scores[places]
 
 
 def _longest(vectors: np.ndarray) -> float:

@@ -4,7 +4,7 @@ A linear map of hashed n-grams, fitted by `lsvcr export --text_encoder` to the t
 knows words, pairs of words and pieces of words; in scripts without spaces, characters and their pairs. What a language
 model knows beyond these is lost: the manifest says how much, on texts that the fit had not seen.
 
-Files, in the bundle's folder `text_encoder/`: weights.npy (buckets, w) float16, rarity.npy (buckets,) float32,
+Files, in the bundle's folder `text_encoder/`: weights.npy (buckets, w) float32, rarity.npy (buckets,) float32,
 mean.npy (w,) float32.
 """
 
@@ -35,7 +35,7 @@ class TextEncoder:
     """Texts to vectors.
 
     Args:
-        weights: (buckets, w) floating point, the vector of each bucket.
+        weights: (buckets, w) float32, the vector of each bucket.
         rarity: (buckets,) float32, how much an n-gram of a bucket says.
         mean: (w,) float32, the vector of a text that says nothing.
     """
@@ -74,7 +74,7 @@ class TextEncoder:
         for text, vector in zip(texts, vectors, strict=True):
             buckets, weights = weighted(text, self._rarity)
             if len(buckets):
-                vector[:] = self._mean + weights @ self._weights[buckets].astype(np.float32)
+                vector[:] = self._mean + weights @ self._weights[buckets]
         return vectors
 
 

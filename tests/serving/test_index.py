@@ -43,7 +43,7 @@ def assert_best(found, scores: np.ndarray, k: int) -> None:
     assert (np.diff(values) <= 0).all() and (np.diff(rows)[same] > 0).all()
     if len(rows):
         # Equal to the last one: it has the lowest rows of its tie.
-        tied = np.flatnonzero(np.abs(scores - values[-1]) < 1e-12)
+        tied = np.flatnonzero(np.abs(scores - scores[rows[-1]]) < 1e-12)
         shown = np.sort(rows[np.isin(rows, tied)])
         assert shown.tolist() == tied[: len(shown)].tolist()
 
