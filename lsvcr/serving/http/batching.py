@@ -15,7 +15,7 @@ from typing import Any
 
 from lsvcr.serving.http.errors import ApiError, ClientGone, overloaded
 
-Run = Callable[[Sequence[tuple[str, Sequence[Any]]]], list[Any]]
+Run = Callable[[Sequence[tuple[Any, Sequence[Any]]]], list[Any]]
 """Takes (kind, queries) of some jobs, gives each one's results or an exception; in the worker thread."""
 
 
@@ -25,7 +25,7 @@ class Job:
     __slots__ = ("deadline", "future", "gone", "kind", "queries")
 
     def __init__(
-        self, kind: str, queries: Sequence[Any], gone: Callable[[], bool], future: Any, deadline: float
+        self, kind: Any, queries: Sequence[Any], gone: Callable[[], bool], future: Any, deadline: float
     ) -> None:
         self.kind = kind
         self.queries = queries
@@ -76,12 +76,12 @@ class Batcher:
         return self._size
 
     async def submit(
-        self, kind: str, queries: Sequence[Any], gone: Callable[[], bool] = lambda: False
+        self, kind: Any, queries: Sequence[Any], gone: Callable[[], bool] = lambda: False
     ) -> list[Any]:
         """The results of `queries`, in their order, once they had their turn.
 
         Args:
-            kind: which of the worker's functions.
+            kind: what is asked, and whom; the worker gets it as it is.
             queries: what it gets; more than `batch_size` are computed in several runs.
             gone: True as soon as nobody waits for the answer: what has not begun is dropped.
 

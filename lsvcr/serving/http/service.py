@@ -20,8 +20,8 @@ from lsvcr.utils.errors import UserError
 
 T = TypeVar("T")
 
-RECOMMEND = "recommend"
-RANK = "rank"
+Ask = Callable[[list[Any]], Sequence[Any]]
+"""`recommend_many` or `rank_comments_many` of a recommender: a request keeps the one it began with."""
 THREADS = 8
 """Threads for look-ups and changes: both wait for a disk more than they compute."""
 
@@ -78,23 +78,20 @@ class Service:
         self._threads.shutdown(wait=True)
         self.recommender.catalogue.close()
 
-    def answer(self, jobs: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
-        """Answers to the queries of some jobs, all from one recommender; runs in the worker thread.
+    def answer(self, jobs: Sequence[tuple[Ask, Sequence[Any]]]) -> list[Any]:
+        """Answers to the queries of some jobs; runs in the worker thread.
 
         Args:
-            jobs: kind (`recommend`, `rank`) and queries of each.
+            jobs: whom to ask, and queries, of each; those who ask the same are asked together.
 
         Returns:
             For each job the answers as JSON bytes, or the exception that its queries caused.
         """
-        recommender = self.recommender
         results: list[Any] = [None] * len(jobs)
-        for kind in (RECOMMEND, RANK):
-            places = [place for place, job in enumerate(jobs) if job[0] == kind]
-            if not places:
-                continue
+        for ask in dict.fromkeys(job[0] for job in jobs):
+            places = [place for place, job in enumerate(jobs) if job[0] == ask]
             try:
-                answers = self._ask(recommender, kind, [query for at in places for query in jobs[at][1]])
+                answers = self._ask(ask, [query for at in places for query in jobs[at][1]])
             except Exception as error:
                 if len(places) == 1:
                     results[places[0]] = error
@@ -109,9 +106,7 @@ class Service:
                 first = last
         return results
 
-    def _ask(self, recommender: Recommender, kind: str, queries: list[Any]) -> list[bytes]:
-        ask: Callable[[list[Any]], Sequence[Any]]
-        ask = recommender.recommend_many if kind == RECOMMEND else recommender.rank_comments_many
+    def _ask(self, ask: Ask, queries: list[Any]) -> list[bytes]:
         answers = ask(queries)
         videos = sum(len(answer.unknown.videos) for answer in answers)
         comments = sum(len(answer.unknown.comments) for answer in answers)
@@ -121,11 +116,11 @@ class Service:
 
     async def recommend(self, queries: list[Query], gone: Callable[[], bool]) -> list[bytes]:
         """Answers to `queries` as JSON."""
-        return await self.batcher.submit(RECOMMEND, queries, gone)
+        return await self.batcher.submit(self.recommender.recommend_many, queries, gone)
 
     async def rank(self, queries: list[CommentQuery], gone: Callable[[], bool]) -> list[bytes]:
         """Answers to `queries` as JSON."""
-        return await self.batcher.submit(RANK, queries, gone)
+        return await self.batcher.submit(self.recommender.rank_comments_many, queries, gone)
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         """`work(*args)` in a thread of ours: look-ups and changes of the catalogue.
