@@ -3,11 +3,11 @@
     python scripts/bench/serve.py [--json] [--quick] [--work build/bench] [--soak_requests 200000]
 
 Bundles hold the exporter's encoder of a random model of the published shape (d = 64, histories 50 + 50) and random
-tables of 10,000, 100,000 and 1,000,000 videos; every request has full histories of raw ids. Floors: a catalogue must be
-read once a request (bytes of its item vectors / bytes a second that one core reads), the encoder's operations must be
-done (/ those a second of a large matrix product on one core). HTTP is measured on loopback by a generator in a process
-of its own (serve_load.py), so that on 2 cores server and generator have one each: closed loops with several numbers of
-connections, then 1,500 requests a second at even intervals whatever the server does.
+tables of 10,000, 100,000 and 1,000,000 videos (the last for Rec alone); every request has full histories of raw ids.
+Floors: a catalogue must be read once a request (bytes of its item vectors / bytes a second that one core reads), the
+encoder's operations must be done (/ those a second of a large matrix product on one core). HTTP is measured on loopback
+by a generator in a process of its own (serve_load.py), so that on 2 cores server and generator have one each: closed
+loops with several numbers of connections, then 1,500 requests a second at even intervals whatever the server does.
 """
 
 import argparse

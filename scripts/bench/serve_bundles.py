@@ -21,12 +21,12 @@ FIRST_ID = 10_000_000_000
 
 
 def bundle(videos: int, rows: RowKind, work: Path) -> Path:
-    """A bundle of both tasks with as many comments as videos, and at least 50,000; made once."""
+    """A bundle of both tasks, past 100,000 videos of Rec alone; its comments: `count_of_comments`. Made once."""
     out = work / f"serve-{videos}-{rows}"
     if out.exists():
         return out
     tell(f"making a bundle of {videos:,} videos with {rows} rows ...")
-    comments = max(videos, 50_000)
+    comments, tasks = count_of_comments(videos), list(Task) if videos <= 100_000 else [Task.REC]
     rng = np.random.default_rng(0)
     titles = (f"video {i} about something that takes a title of this length" for i in range(1, videos + 1))
     texts = (f"comment {i} that says what somebody thought of it" for i in range(1, comments + 1))
@@ -35,13 +35,18 @@ def bundle(videos: int, rows: RowKind, work: Path) -> Path:
         videos=VideoTable(FIRST_ID + np.arange(1, videos + 1), titles, _comments_of(videos, comments)),
         comments=CommentTable(2 * FIRST_ID + np.arange(1, comments + 1), texts, np.zeros(comments)),
         users=_users(videos, comments, rng),
-        parts={task: _part(task, videos, comments, rng) for task in Task},
+        parts={task: _part(task, videos, comments, rng) for task in tasks},
         text_width=TEXT_WIDTH,
         max_videos=LENGTH,
         max_entries=LENGTH,
         rows=rows,
     )
     return out
+
+
+def count_of_comments(videos: int) -> int:
+    """Of a bundle: as many as videos, from 50,000 to 100,000."""
+    return min(max(videos, 50_000), 100_000)
 
 
 def bodies(videos: int, count: int, work: Path) -> Path:
@@ -56,7 +61,8 @@ def bodies(videos: int, count: int, work: Path) -> Path:
 
 def query(videos: int, rng: np.random.Generator) -> dict[str, object]:
     """A request: LENGTH liked videos and LENGTH visits with a comment each."""
-    liked, visited = (rng.choice(videos, min(LENGTH, videos), replace=False) + 1 for _ in range(2))
+    shown = min(videos, count_of_comments(videos))  # comment c of these belongs to video c
+    liked, visited = (rng.choice(n, min(LENGTH, n), replace=False) + 1 for n in (videos, shown))
     return {
         "video_history": (FIRST_ID + liked).tolist(),
         "comment_history": [
@@ -125,6 +131,6 @@ def _users(videos: int, comments: int, rng: np.random.Generator) -> UserTable:
         ids=3 * FIRST_ID + np.arange(1, USERS + 1),
         videos=Csr(offsets, liked.reshape(-1)),
         comments=Csr(offsets, said),
-        comment_videos=said,  # comment c <= videos belongs to video c
+        comment_videos=said,  # comment c of those that are drawn belongs to video c
         seen=Csr(offsets, np.sort(liked, axis=1).reshape(-1)),
     )
