@@ -238,8 +238,8 @@ class Catalogue:
         except NotStored as error:
             return [result if isinstance(result, Exception) else error for result in results]
         self._passed_over -= making.records.keys()
-        for video, comments in making.lost.items():
-            self._waiting.setdefault(video, {}).update(comments)
+        for video in making.lost:
+            self._waiting[video] = making.waiting_for(video)
         self._become(state)
         self._tidy()
         return results

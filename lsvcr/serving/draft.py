@@ -13,7 +13,7 @@ A change costs the same however many came before it, but for the list of a video
 rows, which are copied.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -101,10 +101,18 @@ class _TableDraft:
         self.places: dict[RawId, Any] = {}
         self.replaced: dict[int, Any] = {}
         self._hidden: dict[int, bool] = {}
+        self._base: dict[RawId, int] = {}
 
     def base_row(self, raw: RawId) -> int:
         """The bundle's row of an id, or `UNKNOWN`."""
-        return int(self.table.base.find([raw])[0])
+        found = self._base.get(raw)
+        if found is None:
+            found = self._base[raw] = int(self.table.base.find([raw])[0])
+        return found
+
+    def look_up(self, ids: Sequence[RawId]) -> None:
+        """Find the bundle's rows of ids that `base_row` will be asked for: much cheaper than one by one."""
+        self._base.update(zip(ids, self.table.base.find(ids).tolist(), strict=True))
 
     def row(self, raw: RawId) -> int:
         """The row that an id has in histories: its added one, or the bundle's, hidden or not; or `UNKNOWN`."""
@@ -216,6 +224,11 @@ class Draft:
         self._likes: list[int] = []
         self._lists: dict[int, Any] = {}
         self._edits: dict[int, _Edit] = {}
+
+    def look_up(self, videos: Sequence[RawId] = (), comments: Sequence[RawId] = ()) -> None:
+        """Announce ids that many changes are about: they are found in the bundle at once."""
+        self._videos.look_up(videos)
+        self._comments.look_up(comments)
 
     def has_video(self, raw: RawId) -> bool:
         """True for a video that can be recommended."""

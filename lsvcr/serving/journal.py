@@ -317,7 +317,7 @@ def _parse(line: bytes) -> tuple[int, Record]:
     if int(line[:8], 16) != zlib.crc32(body):
         raise ValueError("checksum")
     after, _, text = body.partition(b" ")
-    record = json.loads(text)
+    record = json.loads(str(text, "utf-8"))
     if not isinstance(record, dict):
         raise ValueError("not an object")
     return int(after), record

@@ -76,6 +76,12 @@ class Making:
             return self._remove_video(asked) if asked.gone else self._put_video(asked)
         return self._remove_comment(asked) if asked.gone else self._put_comment(asked)
 
+    def waiting_for(self, video: str) -> dict[RawId, None]:
+        """Comments that wait for a video, in the order that equally liked ones are shown in."""
+        lost = self.lost.get(video, {})
+        earlier = self._waiting.get(video, {})
+        return {**{raw: None for raw in earlier if raw not in lost}, **lost}
+
     def _put_video(self, asked: Asked) -> bool:
         is_new = not self.draft.has_video(asked.id)
         vector, rows = self._vectors(asked, is_new, self._bundle.videos, self._bundle.titles)
@@ -100,7 +106,11 @@ class Making:
         if not self.draft.has_video(asked.id):
             raise UnknownId(f"no video {asked.id!r} in this catalogue")
         lost = self.draft.remove_video(asked.id)
-        self.lost.setdefault(str(asked.id), {}).update(dict.fromkeys(lost))
+        earlier = self.lost.get(str(asked.id), {})
+        self.lost[str(asked.id)] = {
+            **{raw: None for raw in earlier if raw not in lost},
+            **dict.fromkeys(lost),
+        }
         self._note(gone_record(VIDEO, asked.id, self._bundle.id))
         return False
 
@@ -155,8 +165,7 @@ class Making:
 
     def _revive(self, video: RawId) -> None:
         """Put the comments again that waited for a video."""
-        waiting = {**self._waiting.get(str(video), {}), **self.lost.get(str(video), {})}
-        for raw in waiting:
+        for raw in self.waiting_for(str(video)):
             record = self._record(COMMENT, raw)
             if (
                 record

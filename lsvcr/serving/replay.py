@@ -45,10 +45,14 @@ class Replay:
             self._make(kind, some)
 
     def _make(self, kind: str, records: Sequence[Record]) -> None:
+        ids = self._bundle.videos if kind == VIDEO else self._bundle.comments
+        own = [_own_id(ids, record["id"]) for record in records]
+        known = [raw for raw in own if raw is not None]
+        in_bundle = {raw for raw, row in zip(known, ids.find(known).tolist(), strict=True) if row != UNKNOWN}
+        self._look_up(kind, known, records)
         puts: list[tuple[Record, RawId]] = []
-        for record in records:
-            raw = self._own_id(self._ids(kind), record["id"])
-            if raw is None or (is_put(record) and not self._counts(kind, record, raw)):
+        for record, raw in zip(records, own, strict=True):
+            if raw is None or (is_put(record) and not self._counts(record, raw in in_bundle)):
                 self.passed_over.add(key_of(record))
             elif is_put(record):
                 puts.append((record, raw))
@@ -62,29 +66,26 @@ class Replay:
             else:
                 self._put_comment(record, raw, rows)
 
+    def _look_up(self, kind: str, known: Sequence[RawId], records: Sequence[Record]) -> None:
+        if kind == VIDEO:
+            self._draft.look_up(known)
+            return
+        videos = {_own_id(self._bundle.videos, record["video"]) for record in records if is_put(record)}
+        self._draft.look_up([video for video in videos if video is not None], known)
+
     def _put_comment(self, record: Record, raw: RawId, rows: Rows | None) -> None:
-        video = self._own_id(self._bundle.videos, record["video"])
+        video = _own_id(self._bundle.videos, record["video"])
         if video is None or not self._draft.has_row(video):
             self._draft.remove_comment(raw)
             self.waiting.setdefault(str(record["video"]), {})[raw] = None
             return
         self._draft.put_comment(NewComment(raw, video, record["text"], record["likes"], rows))
 
-    def _counts(self, kind: str, record: Record, raw: RawId) -> bool:
+    def _counts(self, record: Record, in_bundle: bool) -> bool:
         """False for a put that the bundle is newer than, or whose vectors were those of another bundle."""
-        has_id = int(self._ids(kind).find([raw])[0]) != UNKNOWN
-        if has_id:
+        if in_bundle:
             return bool(record["bundle"] == self._bundle.id)
         return record["vector"] is not None
-
-    def _ids(self, kind: str) -> IdMap:
-        return self._bundle.videos if kind == VIDEO else self._bundle.comments
-
-    def _own_id(self, ids: IdMap, raw: RawId) -> RawId | None:
-        """The id in this bundle's kind; None for one that it cannot have, or that would be known by another name."""
-        found = ids.normalise(raw)
-        fits = str(found) == str(raw) and (not ids.numbers or isinstance(found, int))
-        return found if fits else None
 
     def _rows(self, puts: Sequence[Record]) -> list[Rows | None]:
         """The rows of each put; None = the bundle's own."""
@@ -105,3 +106,10 @@ class Replay:
         for place, rows in zip(places, made, strict=True):
             found[place] = rows
         return found
+
+
+def _own_id(ids: IdMap, raw: RawId) -> RawId | None:
+    """The id in a bundle's kind; None for one that it cannot have, or that would be known by another name."""
+    found = ids.normalise(raw)
+    fits = str(found) == str(raw) and (not ids.numbers or isinstance(found, int))
+    return found if fits else None
