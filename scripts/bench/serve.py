@@ -226,8 +226,9 @@ def main() -> None:
     parser = arguments(__doc__, "10,000 and 100,000 videos alone, short loads: a minute")
     parser.add_argument("--soak_requests", type=int, default=200_000, help="requests of the soak")
     options = parser.parse_args()
+    busy = os.getloadavg()[0]
     machine = floors()
-    figures = dict(machine)
+    figures = {"load_average_before": busy, **machine}
     sizes = {"10k": 10_000} if options.quick else {"10k": 10_000, "100k": 100_000}
     for name, videos in sizes.items():
         figures |= inproc_figures(name, videos, options, machine)
