@@ -137,7 +137,9 @@ def million_figures(options: argparse.Namespace, machine: Figures) -> Figures:
         found = inproc(folder, queries, 200)
         floor = catalogue_floor_ms(videos, row_bytes, machine)
         over = "inproc_1m_over_floor" if name == "1m" else f"{name}_over_floor"
-        figures |= {f"inproc_{name}_{key}": found[key] for key in ("p50_ms", "p99_ms", "load_s", "rss_mb")}
+        figures |= {
+            f"inproc_{name}_{key}": found[key] for key in ("p50_ms", "p99_ms", "cpu_ms", "load_s", "rss_mb")
+        }
         figures |= {f"inproc_{name}_floor_ms": floor, over: found["p50_ms"] / floor}
         figures |= {f"bundle_{name}_mb": size(folder) / 1e6}
         if name == "1m":
@@ -177,6 +179,7 @@ def http_figures(server: Server, queries: Path, seconds: float) -> Figures:
         "http_p99_ms": best["p99_ms"],
         "http_load_cpu_share": best["cpu_share"],
         "http_server_cpu_share": best["server_cpu_share"],
+        "http_server_cpu_ms": 1e3 * best["server_cpu_share"] / best["rps"],
         **figures,
         **{
             f"http_even_{RATE}_{key}": even[key] for key in ("rps", "p50_ms", "p99_ms", "errors", "cpu_share")
