@@ -13,6 +13,9 @@ from lsvcr.serving.snapshot import Snapshot
 from lsvcr.serving.types import RawId, Unknown
 
 
+_VISIT = {"video", "comments"}
+
+
 @dataclass
 class Rows:
     """The histories of one user as rows, whole, oldest first.
@@ -54,6 +57,8 @@ def id_list(ids: Any, name: str) -> list[RawId]:
     Raises:
         BadRequest: not a list.
     """
+    if type(ids) is list:  # nearly always
+        return ids
     if isinstance(ids, np.ndarray):
         return list(ids.tolist())
     if not isinstance(ids, Sequence) or isinstance(ids, str | bytes):
@@ -82,6 +87,11 @@ def _flat_visits(history: Any) -> tuple[list[tuple[RawId | None, int]], list[Raw
     if not isinstance(history, Sequence) or isinstance(history, str | bytes):
         raise BadRequest(f"comment_history is a list, not {type(history).__name__}")
     for step in history:
+        if type(step) is dict and step.keys() == _VISIT and step["video"] is not None:  # nearly always
+            own = id_list(step["comments"], "comments of a visit")
+            visits.append((step["video"], len(own)))
+            comments += own
+            continue
         if not isinstance(step, Mapping):
             visits.append((None, 1))
             comments.append(step)
