@@ -1,6 +1,7 @@
 """The `lsvcr` command. Each sub-command imports what it needs when it runs, so that help is instant."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from lsvcr.settings import (
     DoctorSettings,
     EmbedSettings,
     ExportOfficialSettings,
+    ExportSettings,
     PrepareSettings,
+    RecommendSettings,
     ReportSettings,
+    ServeSettings,
     SimulateSettings,
     option,
 )
@@ -181,6 +185,15 @@ def _evaluate_against(settings: EvaluateSettings) -> None:
         print_comparison(report)
 
 
+def _export(argv: Sequence[str]) -> None:
+    positionals = ("checkpoint", "other")
+    settings = parse_settings(ExportSettings, argv, "lsvcr export", *_about("export"), positionals)
+    _require("export", checkpoint=settings.checkpoint, data=settings.data, out=settings.out)
+    from lsvcr.export.bundle import export, summary
+
+    sys.stdout.write(summary(export(settings), settings.out))
+
+
 def _names(text: str) -> tuple[str, ...]:
     """The words of a list with commas or blanks between them, lower case, each once."""
     return tuple(dict.fromkeys(text.lower().replace(",", " ").split()))
@@ -206,6 +219,27 @@ def _report(argv: Sequence[str]) -> None:
     from lsvcr.experiments.report import write_report
 
     sys.stdout.write(f"{write_report(settings)}\n")
+
+
+def _recommend(argv: Sequence[str]) -> None:
+    settings = parse_settings(RecommendSettings, argv, "lsvcr recommend", *_about("recommend"), ("bundle",))
+    _require("recommend", bundle=settings.bundle)
+    # Read when NumPy is loaded: its products would take all cores.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(settings.threads))
+    from lsvcr.recommend import recommend
+
+    recommend(settings)
+
+
+def _serve(argv: Sequence[str]) -> None:
+    settings = parse_settings(ServeSettings, argv, "lsvcr serve", *_about("serve"), ("bundle",))
+    _require("serve", bundle=settings.bundle)
+    # Read when NumPy and faiss are loaded: a product in two threads would take the event loop's core from it.
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(settings.threads))
+    from lsvcr.serving.http.server import serve
+
+    serve(settings)
 
 
 def split_runs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -311,9 +345,24 @@ COMMANDS = {
         'lsvcr table --data demo/data "ids only=demo/ids" "both stages=demo/aligned"',
         _table,
     ),
+    "export": Command(
+        "Make a bundle of finished stage-two runs that answers requests without torch.",
+        "lsvcr export ckpt/finetune/Rec ckpt/finetune/CommRank --data demo/data --out demo/bundle",
+        _export,
+    ),
+    "recommend": Command(
+        "Ask a bundle: videos for a user, or the comments of a video, from the shell; one or many.",
+        "lsvcr recommend bundles/demo --user 12 --k 5",
+        _recommend,
+    ),
     "report": Command(
         "Write one HTML page about a run: curves, settings, data, timings, test figures.",
         "lsvcr report ckpt/LSVCR --out align.html",
         _report,
+    ),
+    "serve": Command(
+        "Answer over HTTP from a bundle, with a page.",
+        "lsvcr serve demo/bundle --port 8000",
+        _serve,
     ),
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole line on simulated data, from an empty clone to a table that says what stage one brought.
+# The whole line on simulated data, from an empty clone to a table that says what stage one brought, and to a bundle.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -8,8 +8,8 @@ usage() {
 usage: bash scripts/demo.sh [KEY=VALUE ...]
 
 Makes the environment, simulates a small video world, trains stage one with a small LLM and stage two for both tasks,
-and prints one table. Without a GPU: 2 cores, 8 GB of memory, 10 to 15 minutes. Run it again and it takes up where it
-stopped; what is finished is used again.
+prints one table and exports a bundle to serve. Without a GPU: 2 cores, 8 GB of memory, 10 to 15 minutes. Run it again
+and it takes up where it stopped; what is finished is used again.
 
   OUT              folder that receives everything (./demo)
   PRESET           demo (default), or tiny: a world of 60 people and a few steps, to see that all parts work
@@ -24,7 +24,7 @@ TEXT
 }
 
 KEYS=(OUT PRESET LANGUAGE SEED BASE_MODEL_PATH)
-STEPS=7
+STEPS=8
 NUMBER=0
 STEP="the arguments"
 WATCHER=""
@@ -57,6 +57,8 @@ main() {
     headline "the table: test split, every video and every comment of the video is a candidate"
     lsvcr table --data "$OUT/data" "ids only=$OUT/ids" \
         "untuned text$CUT=$OUT/untuned" "both stages$CUT=$OUT/aligned" | tee "$OUT/table.txt"
+    headline "a bundle of both stages' models, which needs neither torch nor an LLM ($OUT/bundle)"
+    unless_there "$OUT/bundle/manifest.json" export_bundle
     STEP=""
     closing
 }
@@ -179,6 +181,12 @@ ended_training() {
         "$(clock $((SECONDS - STARTED[$run])))"
 }
 
+# With users, because these are invented: histories of real people stay out of a bundle unless they are asked for.
+export_bundle() {
+    lsvcr export "$OUT/aligned/Rec" "$OUT/aligned/CommRank" --data "$OUT/data" --out "$OUT/bundle" \
+        --with_users True --text_encoder True
+}
+
 ndcg() {
     python -c 'import json, sys
 print("%.4f" % json.load(open(sys.argv[1]))["protocols"]["full"]["metrics"]["ndcg@10"]["value"])' "$1"
@@ -251,10 +259,13 @@ Finished after $(clock "$SECONDS"). Everything lies in $OUT:
   raw/ data/               the simulated logs, the prepared dataset with the untuned LLM's vectors
   align/                   stage one; align/best/ has the LoRA adapter, the SR model and the text vectors
   ids/ untuned/ aligned/   stage two, Rec/ and CommRank/ in each; metrics.json has every figure
+  bundle/                  both tasks, ready to serve
   table.txt logs/          the table above, what stage two said
 
 Next:
   source $(printf %q "$ROOT")/.venv/bin/activate
+  lsvcr serve $OUT/bundle
+      recommendations over HTTP, with a page at http://127.0.0.1:8000/
   lsvcr evaluate $OUT/aligned/Rec --data $OUT/data
       every metric of one model
   lsvcr table --data $OUT/data --protocol sampled "ids=$OUT/ids" "untuned=$OUT/untuned" "both=$OUT/aligned"

@@ -28,13 +28,17 @@ class Child:
     stdout: str
 
 
-def run_child(words: Sequence[str]) -> Child:
+def run_child(words: Sequence[str], **variables: str) -> Child:
     """Run a command of this Python, `-m lsvcr ...` or `-c CODE ...`, and measure it.
+
+    Args:
+        words: the command's arguments.
+        variables: of its environment, besides those of this process.
 
     Raises:
         SystemExit: it failed; its messages have been printed.
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     start = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, *words], stdout=subprocess.PIPE, text=True, env=environment

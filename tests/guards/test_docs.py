@@ -22,18 +22,23 @@ FLAGS = {
     "prepare": settings.PrepareSettings,
     "doctor": settings.DoctorSettings,
     "export-official": settings.ExportOfficialSettings,
+    "export": settings.ExportSettings,
     "embed": settings.EmbedSettings,
     "convert": settings.ConvertSettings,
     "evaluate": cli.EvaluateSettings,
     "table": cli.TableSettings,
     "report": settings.ReportSettings,
+    "recommend": settings.RecommendSettings,
+    "serve": settings.ServeSettings,
 }
 EACH = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
 
 def commands(document: Path) -> Iterator[list[str]]:
     """Shell commands of the fenced blocks, as words; a line that ends in a backslash goes on."""
-    for block in re.findall(r"^```(?:bash|sh|console|shell)?\n(.*?)^```", document.read_text(), re.M | re.S):
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", document.read_text(), re.M | re.S):
+        if language not in ("", "bash", "sh", "console", "shell"):
+            continue
         for line in block.replace("\\\n", " ").splitlines():
             line = line.strip().removeprefix("$ ")
             try:
@@ -106,7 +111,10 @@ def test_every_example_of_the_command_line_parses(name):
         "doctor": ["data"],
         "convert": ["checkpoint"],
         "export-official": ["data"],
+        "export": ["checkpoint", "other"],
         "report": ["run"],
+        "recommend": ["bundle"],
+        "serve": ["bundle"],
     }.get(name, [])
     words = shlex.split(cli.COMMANDS[name].example)
     assert words[:2] == ["lsvcr", name]

@@ -85,11 +85,23 @@ def test_stopped_in_stage_two_it_takes_its_trainings_along_and_goes_on_later(dem
         for task in ("Rec", "CommRank"):
             protocols = json.loads((demo.out / name / task / "metrics.json").read_text())["protocols"]
             assert set(protocols) == {"full", "sampled"}
+    manifest = json.loads((demo.out / "bundle" / "manifest.json").read_text())
+    assert set(manifest["parts"]) == {"rec", "comm_rank"} and manifest["text_encoder"]
+    assert manifest["counts"]["users"] > 0 and f"lsvcr serve {demo.out}/bundle" in said
+
+
+def test_the_bundle_answers(demo: Demo) -> None:
+    from lsvcr.serving.runtime import Recommender
+
+    recommender = Recommender.load(demo.out / "bundle")
+    (user, *_) = recommender.users(1)
+    items = recommender.recommend_user(user).items
+    assert len(items) == 10 and all(item.title for item in items)
 
 
 def test_what_is_finished_is_not_done_again(demo: Demo) -> None:
     status, said = demo.call(*TINY)
-    assert status == 0 and said.count("done before, used again") == 10, said
+    assert status == 0 and said.count("done before, used again") == 11, said
 
 
 def test_a_training_that_fails_is_named_with_the_end_of_its_log(demo: Demo) -> None:
