@@ -18,17 +18,19 @@ from lsvcr.export.parts import Source, open_sources
 from lsvcr.export.quantise import quantised
 from lsvcr.export.tables import tables, tower_graph
 from lsvcr.export.text_fit import fit_text_encoder
-from lsvcr.export.verify import EXACT, LOSSY, verify
+from lsvcr.export.verify import verify
 from lsvcr.schema import MANIFEST_FILE, Task
 from lsvcr.serving.bundle import amend_manifest, write_bundle
 from lsvcr.serving.bundle_write import BUNDLE_KIND, Part
 from lsvcr.serving.runtime import Recommender
 from lsvcr.settings import ExportSettings
 from lsvcr.utils.errors import UserError
-from lsvcr.utils.io import atomic_dir, read_json
+from lsvcr.utils.io import atomic_dir, read_json, sha256_file
 from lsvcr.utils.logging import get_logger
 
 logger = get_logger(__name__)
+
+ENCODER_FILE = "encoder.onnx"
 
 
 def export(settings: ExportSettings) -> dict[str, Any]:
@@ -51,8 +53,12 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         inner = place / "bundle"
         _write(inner, settings, dataset, sources)
         logger.info("asking the bundle about the test split")
-        found = _verified(inner, settings, sources)
-        amend_manifest(inner, **found)
+        found = verify(Recommender.load(inner), sources, settings.verify_rows, settings.rows)
+        if settings.quantize == "int8":
+            _quantise(inner, sources)
+            logger.info("asking it again, the encoder in 8 bits")
+            found = verify(Recommender.load(inner), sources, settings.verify_rows, settings.rows, exact=False)
+        amend_manifest(inner, verified=found, quantisation=_losses(found, settings))
         for path in list(inner.iterdir()):
             path.rename(place / path.name)
         inner.rmdir()
@@ -133,7 +139,7 @@ def _write(folder: Path, settings: ExportSettings, dataset: Dataset, sources: Ma
         folder,
         videos=video_table(dataset),
         comments=comment_table(dataset),
-        parts={task: make_part(source, settings.quantize == "int8") for task, source in sources.items()},
+        parts={task: make_part(source) for task, source in sources.items()},
         text_width=0 if texts is None else texts.width,
         max_videos=max_videos,
         max_entries=max_entries,
@@ -144,21 +150,20 @@ def _write(folder: Path, settings: ExportSettings, dataset: Dataset, sources: Ma
     )
 
 
-def make_part(source: Source, quantize: bool) -> Part:
-    """Graphs and tables of one checkpoint; `quantize`: the encoder computes in 8 bits."""
+def make_part(source: Source) -> Part:
+    """Graphs and tables of one checkpoint."""
     setup = source.setup
     model, settings = setup.model, setup.settings
-    encoder = encoder_graph(model, settings.max_phis_len, settings.max_chis_len)
     made = tables(model)
     return Part(
-        encoder=quantised(encoder) if quantize else encoder,
+        encoder=encoder_graph(model, settings.max_phis_len, settings.max_chis_len),
         items=made.items,
         entries=made.entries,
         shown=made.shown,
         watched=made.watched,
         tower=None if setup.texts is None else tower_graph(model, setup.texts.width),
         about={
-            "encoder": "int8" if quantize else "float32",
+            "encoder": "float32",
             "ids": not settings.disable_id,
             "texts": not settings.disable_text,
             "comments": not settings.disable_comments,
@@ -166,13 +171,22 @@ def make_part(source: Source, quantize: bool) -> Part:
     )
 
 
-def _verified(folder: Path, settings: ExportSettings, sources: Mapping[Task, Source]) -> dict[str, Any]:
-    """The manifest's entries `verified` and `quantisation`, from the bundle's answers."""
-    kind = "int8 encoder" if settings.quantize == "int8" else settings.rows
-    exact = kind == "float32"
-    found = verify(
-        Recommender.load(folder), sources, settings.verify_rows, EXACT if exact else LOSSY[kind], exact
-    )
+def _quantise(folder: Path, sources: Mapping[Task, Source]) -> None:
+    """Put encoders of 8 bits in the place of those that a bundle was verified with."""
+    manifest = read_json(folder / MANIFEST_FILE)
+    for task in sources:
+        name = f"{task.value}/{ENCODER_FILE}"
+        graph = quantised((folder / name).read_bytes())
+        (folder / name).write_bytes(graph)
+        manifest["files"][name] = {"bytes": len(graph), "sha256": sha256_file(folder / name)}
+        manifest["parts"][task.value]["encoder"] = "int8"
+    amend_manifest(folder, files=manifest["files"], parts=manifest["parts"])
+
+
+def _losses(found: Mapping[str, Any], settings: ExportSettings) -> dict[str, Any] | None:
+    """The manifest's entry `quantisation`: what rounding costs; None where nothing is rounded."""
+    if settings.rows == "float32":
+        return None
     losses = {
         name: {
             "overlap@10": own["overlap@10"],
@@ -180,7 +194,8 @@ def _verified(folder: Path, settings: ExportSettings, sources: Mapping[Task, Sou
         }
         for name, own in found.items()
     }
-    return {"verified": found, "quantisation": None if exact else {"kind": kind, **losses}}
+    encoder = "int8" if settings.quantize == "int8" else "float32"
+    return {"rows": settings.rows, "encoder": encoder, **losses}
 
 
 def _versions() -> dict[str, str]:
