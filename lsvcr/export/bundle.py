@@ -19,7 +19,7 @@ from lsvcr.export.quantise import quantised
 from lsvcr.export.tables import tables, tower_graph
 from lsvcr.export.text_fit import fit_text_encoder
 from lsvcr.export.verify import verify
-from lsvcr.schema import MANIFEST_FILE, Task
+from lsvcr.schema import MANIFEST_FILE, Split, Task
 from lsvcr.serving.bundle import amend_manifest, write_bundle
 from lsvcr.serving.bundle_write import BUNDLE_KIND, Part
 from lsvcr.serving.runtime import Recommender
@@ -31,6 +31,7 @@ from lsvcr.utils.logging import get_logger
 logger = get_logger(__name__)
 
 ENCODER_FILE = "encoder.onnx"
+_RECALL_USERS = 1000
 
 
 def export(settings: ExportSettings) -> dict[str, Any]:
@@ -82,6 +83,10 @@ def summary(manifest: Mapping[str, Any], out: str) -> str:
         lines.append(
             f"{Task(name).label}: asked about {found['rows']:,} {found['split']} samples: scores differ by at most "
             f"{found['max_difference']:.1e}, {found['overlap@10']:.2%} of the first ten are the same; {metrics}"
+        )
+    if manifest["index"]["kind"] != "exact":
+        lines.append(
+            f"approximate index: finds {manifest['index']['recall@10']:.2%} of the exact ten best videos"
         )
     encoder = manifest["text_encoder"]
     if encoder:
@@ -145,6 +150,8 @@ def _write(folder: Path, settings: ExportSettings, dataset: Dataset, sources: Ma
         max_entries=max_entries,
         users=user_table(dataset, max_videos, max_entries) if settings.with_users else None,
         rows=settings.rows,
+        ann_from=settings.ann_from,
+        sample_users=_some_users(sources, dataset, settings.ann_from),
         about=about,
         files={} if fitted is None else fitted.files,
     )
@@ -169,6 +176,17 @@ def make_part(source: Source) -> Part:
             "comments": not settings.disable_comments,
         },
     )
+
+
+@torch.no_grad()
+def _some_users(sources: Mapping[Task, Source], dataset: Dataset, ann_from: int) -> np.ndarray | None:
+    """User vectors that the recall of an approximate index is measured with; None where there is to be none."""
+    if Task.REC not in sources or not 0 < ann_from < dataset.n_videos:
+        return None
+    setup = sources[Task.REC].setup
+    data = setup.data(Split.TEST)
+    rows = np.random.default_rng(0).permutation(len(data))[:_RECALL_USERS]
+    return setup.model.user_vectors(data.evaluation(np.sort(rows))).numpy() if len(rows) else None
 
 
 def _quantise(folder: Path, sources: Mapping[Task, Source]) -> None:

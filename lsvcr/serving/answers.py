@@ -9,6 +9,7 @@ from lsvcr.schema import Task
 from lsvcr.serving.bundle import PartFiles
 from lsvcr.serving.encoder import Encoder
 from lsvcr.serving.histories import Rows, steps
+from lsvcr.serving.hnsw import HnswIndex
 from lsvcr.serving.index import Found, Index, open_index
 from lsvcr.serving.snapshot import Snapshot
 from lsvcr.serving.topk import best, dots
@@ -35,7 +36,11 @@ class ServedPart:
         """
         is_rec = files.task is Task.REC
         encoder = Encoder(files.encoder, with_watched=not is_rec, threads=threads)
-        return cls(files.task, encoder, open_index(files.items, threads) if is_rec else None)
+        if not is_rec:
+            return cls(files.task, encoder, None)
+        if files.graph is not None:
+            return cls(files.task, encoder, HnswIndex(files.items, files.graph, threads))
+        return cls(files.task, encoder, open_index(files.items, threads))
 
     def users(
         self,

@@ -69,7 +69,7 @@ def _text_arrays(ids: list[str]) -> dict[str, np.ndarray]:
 
 def _refuse_twice(ids: np.ndarray) -> None:
     if len(ids):
-        raise ValueError(f"the id {ids[0]!r} stands twice")
+        raise ValueError(f"the id {ids.tolist()[0]!r} stands twice")
 
 
 def _hash(text: bytes) -> int:
@@ -182,13 +182,16 @@ class IdMap:
         sign, digits = (-1, prefix[1:]) if prefix.startswith("-") else (1, prefix)
         if not (digits.isascii() and digits.isdigit()) or (digits[0] == "0" and len(digits) > 1):
             return []
-        low, found = int(digits), []
-        ranges = [(low, low + 1)] if low == 0 else [(low * 10**n, (low + 1) * 10**n) for n in range(19)]
-        for first, end in ranges:
-            span = (first, end - 1) if sign > 0 else (1 - end, -first)
-            if span[0] in _INT64:
-                last = min(span[1], _INT64[-1])
-                start, stop = np.searchsorted(self._keys, np.array([span[0], last], dtype=np.int64))
-                stop += int(stop < len(self._keys) and self._keys[stop] == last)
-                found += self._keys[start : min(stop, start + limit)].tolist()
-        return sorted(found)[:limit]
+        low = int(digits)
+        if low == 0 and sign < 0:
+            return []
+        ranges = [(low, low)] if low == 0 else [(low * 10**n, (low + 1) * 10**n - 1) for n in range(19)]
+        found: list[RawId] = []
+        for first, last in ranges:
+            low_end, high_end = (first, last) if sign > 0 else (-last, -first)
+            low_end, high_end = max(low_end, _INT64[0]), min(high_end, _INT64[-1])
+            if low_end <= high_end:
+                start = np.searchsorted(self._keys, np.int64(low_end))
+                end = np.searchsorted(self._keys, np.int64(high_end), side="right")
+                found += self._keys[start : min(end, start + limit)].tolist()
+        return sorted(found, key=int)[:limit]

@@ -6,13 +6,12 @@ from the stored rows. docs/deploy.md has the times of both and of what was tried
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from lsvcr.schema import PAD
-from lsvcr.serving.bundle import StoredRows
-from lsvcr.serving.bundle_write import stored_rows
+from lsvcr.serving.rows import StoredRows, stored_rows
 from lsvcr.serving.topk import at_least, best, dots, reached_by
 from lsvcr.serving.whole_numbers import WholeNumberProduct
 
@@ -27,7 +26,7 @@ _ZERO = 64
 """What stands for 0 in the user's numbers, which ONNX Runtime wants without a sign."""
 _PRODUCT = 1 << 18
 """Rows of one product: what it gives stays in the processor's cache."""
-_ROUNDING = 1e-5
+ROUNDING = 1e-5
 """More than float32 rounds off in a score."""
 
 Found = tuple[np.ndarray, np.ndarray]
@@ -76,9 +75,9 @@ class ExactIndex:
         for start in range(0, len(users), step):
             scores = self._scores(users[start : start + step])
             for place, own in enumerate(scores, start=start):
-                _leave_out(own, without[place])
-                bound = reached_by(own, ks[place]) - 2 * _ROUNDING
-                found.append(_rescored(self._rows, users[place], own, bound, ks[place]))
+                leave_out(own, without[place])
+                bound = reached_by(own, ks[place]) - 2 * ROUNDING
+                found.append(best_reaching(self._rows, users[place], own, bound, ks[place]))
         return found
 
     def _scores(self, users: np.ndarray) -> np.ndarray:
@@ -131,9 +130,9 @@ class SketchIndex:
         for start in range(0, len(users), step):
             sketches = self._sketches((rounded[start : start + step] + _ZERO).astype(np.uint8))
             for place, sketch in enumerate(sketches, start=start):
-                _leave_out(sketch, without[place])
+                leave_out(sketch, without[place])
                 bound = reached_by(sketch, ks[place]) - 2 * float(slack[place])
-                found.append(_rescored(self._rows, users[place], sketch, bound, ks[place]))
+                found.append(best_reaching(self._rows, users[place], sketch, bound, ks[place]))
         return found
 
     def _sketches(self, users: np.ndarray) -> np.ndarray:
@@ -148,16 +147,29 @@ class SketchIndex:
     def _slack(self, users: np.ndarray, rounded: np.ndarray) -> np.ndarray:
         """The most by which a score and its sketch differ, (B,)."""
         slack: np.ndarray = self._longest * np.linalg.norm(users - rounded, axis=1)
-        return slack + self._residual * np.linalg.norm(rounded, axis=1) + _ROUNDING
+        return slack + self._residual * np.linalg.norm(rounded, axis=1) + ROUNDING
 
 
-def _rescored(rows: StoredRows, user: np.ndarray, estimates: np.ndarray, bound: float, k: int) -> Found:
-    """The k best of those rows whose estimate reaches the bound, by the scores of the stored rows."""
-    likely = at_least(estimates, bound)
-    likely = likely[estimates[likely] > -np.inf]
+def best_of(rows: StoredRows, user: np.ndarray, likely: np.ndarray, k: int) -> Found:
+    """The k best of the rows `likely` (m,), ascending, by the scores of the stored rows."""
     scores = dots(rows.take(likely), user)
     places = best(scores, k)
     return likely[places], scores[places]
+
+
+def exact_scores(rows: StoredRows, user: np.ndarray) -> np.ndarray:
+    """Scores of all rows with one user (d,), (n + 1,) float32; a part of the rows is unpacked at a time."""
+    scores = np.empty(len(rows.values), dtype=np.float32)
+    for start in range(0, len(scores), _ROWS):
+        part = np.arange(start, min(start + _ROWS, len(scores)))
+        scores[part] = rows.take(part) @ user
+    return scores
+
+
+def best_reaching(rows: StoredRows, user: np.ndarray, estimates: np.ndarray, bound: float, k: int) -> Found:
+    """The k best of those rows whose estimate (n + 1,) reaches the bound; rows with -inf stay away."""
+    likely = at_least(estimates, bound)
+    return best_of(rows, user, likely[estimates[likely] > -np.inf], k)
 
 
 def _longest(vectors: np.ndarray) -> float:
@@ -169,12 +181,12 @@ def _sketch(values: np.ndarray) -> StoredRows:
     """Floating rows (n, d) as int8."""
     sketched, scales = np.empty(values.shape, np.int8), np.empty(len(values), np.float32)
     for start in range(0, len(values), _ROWS):
-        part: Any = stored_rows(values[start : start + _ROWS].astype(np.float32), "int8")
-        sketched[start : start + _ROWS], scales[start : start + _ROWS] = part
+        part = slice(start, start + _ROWS)
+        sketched[part], scales[part] = stored_rows(values[part].astype(np.float32), "int8")
     return StoredRows(sketched, scales)
 
 
-def _leave_out(scores: np.ndarray, rows: np.ndarray) -> None:
+def leave_out(scores: np.ndarray, rows: np.ndarray) -> None:
     """Set padding and `rows` to -inf."""
     scores[rows[rows < len(scores)]] = -np.inf
     scores[PAD] = -np.inf

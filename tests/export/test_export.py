@@ -273,6 +273,15 @@ bundle.export(ExportSettings(checkpoint=sys.argv[1], data=sys.argv[2], out=sys.a
 """
 
 
+def test_an_approximate_index_is_asked_for_and_measured(tiny: Place, tmp_path: Path) -> None:
+    run = tiny.run(Task.REC)
+    manifest = export(tiny.settings(run, out=str(tmp_path / "bundle"), ann_from=10))
+    assert manifest["index"]["kind"] == "hnsw" and manifest["index"]["recall@10"] > 0.9
+    assert "approximate index: finds" in summary(manifest, "bundle")
+    never = export(tiny.settings(run, out=str(tmp_path / "bundle"), ann_from=0))
+    assert never["index"] == {"kind": "exact"}
+
+
 def test_a_killed_export_leaves_nothing_that_counts(tiny: Place, tmp_path: Path) -> None:
     out, run = tmp_path / "bundle", tiny.run(Task.REC)
     command = [sys.executable, "-c", KILLED, str(run), str(tiny.data), str(out), "asked"]

@@ -28,6 +28,7 @@ FLAGS = {
     "evaluate": cli.EvaluateSettings,
     "table": cli.TableSettings,
     "report": settings.ReportSettings,
+    "recommend": settings.RecommendSettings,
 }
 EACH = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -109,6 +110,7 @@ def test_every_example_of_the_command_line_parses(name):
         "export-official": ["data"],
         "export": ["checkpoint", "other"],
         "report": ["run"],
+        "recommend": ["bundle"],
     }.get(name, [])
     words = shlex.split(cli.COMMANDS[name].example)
     assert words[:2] == ["lsvcr", name]

@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsvcr.serving import index as index_module
-from lsvcr.serving.bundle import StoredRows
-from lsvcr.serving.bundle_write import stored_rows
 from lsvcr.serving.index import ExactIndex, SketchIndex, open_index
+from lsvcr.serving.rows import StoredRows, stored_rows
 from lsvcr.serving.topk import best, reached_by
 from lsvcr.serving.whole_numbers import WholeNumberProduct, _product_graph
 from tests.serving.bundles import unit
@@ -60,7 +59,7 @@ def assert_best(found, scores: np.ndarray, k: int) -> None:
 )
 def test_finds_the_best_without_what_is_left_out(seed, n, d, kind, k, share, distinct):
     rng = np.random.default_rng(seed)
-    rows = StoredRows(*stored_rows(random_rows(rng, n, d, distinct), kind))
+    rows = stored_rows(random_rows(rng, n, d, distinct), kind)
     users = unit(rng.standard_normal((3, d)))
     users[2] = 0
     without = [np.flatnonzero(rng.random(n + 20) < share) for _ in users]
@@ -75,7 +74,7 @@ def test_one_user_and_many_in_parts_of_rows_and_of_users(kind, monkeypatch):
     monkeypatch.setattr(index_module, "_SCORES", 3000)  # three users at once
     monkeypatch.setattr(index_module, "_PRODUCT", 300)
     monkeypatch.setattr(index_module, "_ROWS", 77)
-    rows = StoredRows(*stored_rows(random_rows(rng, 999, 16, 5000), kind))
+    rows = stored_rows(random_rows(rng, 999, 16, 5000), kind)
     users = unit(rng.standard_normal((8, 16)))
     without = [rng.integers(0, 1000, 20) for _ in users]
     index = open_index(rows)
@@ -92,9 +91,7 @@ def test_one_user_and_many_in_parts_of_rows_and_of_users(kind, monkeypatch):
 def test_equal_scores_come_in_the_order_of_rows():
     rows = np.tile(unit(np.ones((1, 8))), (2000, 1))
     for kind in KINDS:
-        found, _ = open_index(StoredRows(*stored_rows(rows, kind))).search(
-            rows[:1], [4], [np.array([2, 1999])]
-        )[0]
+        found, _ = open_index(stored_rows(rows, kind)).search(rows[:1], [4], [np.array([2, 1999])])[0]
         assert found.tolist() == [1, 3, 4, 5]
 
 
