@@ -3,9 +3,9 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lsvcr.settings import (
     ConvertSettings,
@@ -24,12 +24,15 @@ from lsvcr.utils.arguments import nearest, parse_settings
 from lsvcr.utils.errors import UserError, exit_code
 from lsvcr.utils.logging import quiet_third_party
 
+if TYPE_CHECKING:
+    from lsvcr.baselines.registry import Entry
+
 
 @dataclass
 class EvaluateSettings:
     """Settings of `lsvcr evaluate`."""
 
-    checkpoint: str = option("", "stage-two run folder, or its best/ or last/")
+    checkpoint: str = option("", "run folder of stage two or of `lsvcr train`, or its best/ or last/")
     data: str = option("", "prepared dataset")
     split: Literal["test", "val"] = option("test", "which samples to rank")
     protocol: Literal["all", "full", "sampled"] = option(
@@ -199,6 +202,29 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.lower().replace(",", " ").split()))
 
 
+def _train(argv: Sequence[str]) -> None:
+    name, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
+    from lsvcr.baselines.registry import entries, find
+
+    if not name:
+        sys.stdout.write(_recommenders(entries()))
+        if any(word in ("--help", "-h") for word in flags):
+            return
+        raise UserError(f"lsvcr train needs the name of a recommender, as in: {COMMANDS['train'].example}")
+    entry = find(name)
+    example = COMMANDS["train"].example.replace("sasrec", name)
+    settings = parse_settings(entry.settings, flags, f"lsvcr train {name}", entry.summary, example)
+    from lsvcr.training.baseline import run
+
+    run(name, settings)
+
+
+def _recommenders(known: "Mapping[str, Entry]") -> str:
+    lines = ["usage: lsvcr train NAME [--flag value ...]   (lsvcr train NAME --help tells the flags)", ""]
+    lines += [f"  {name:<20} {entry.summary}" for name, entry in known.items()]
+    return "\n".join(lines) + "\n"
+
+
 def _table(argv: Sequence[str]) -> None:
     words, flags = split_runs(argv)
     settings = parse_settings(TableSettings, flags, "lsvcr table LABEL=FOLDER ...", *_about("table"))
@@ -263,7 +289,7 @@ def parse_runs(words: Sequence[str]) -> dict[str, str]:
     """Folder by label, in the order given.
 
     Args:
-        words: each `LABEL=FOLDER`, where FOLDER holds the runs Rec/ and CommRank/ (one of them is enough).
+        words: each `LABEL=FOLDER`, where FOLDER holds the runs Rec/ and CommRank/ (one of them is enough) or is a run.
 
     Raises:
         UserError: no run, a word of another form, or a label that comes twice or is the table's own.
@@ -335,8 +361,13 @@ COMMANDS = {
         "lsvcr convert official/adapter_model.bin --model_name_or_path models/chatglm3-6b --out ckpt/official",
         _convert,
     ),
+    "train": Command(
+        "Train or fit another recommender, for comparison; without a name it lists them.",
+        "lsvcr train sasrec --data_path demo/data --output_dir demo/sasrec",
+        _train,
+    ),
     "evaluate": Command(
-        "Measure a stage-two checkpoint under the named protocols, alone or against another.",
+        "Measure a checkpoint of stage two or of `lsvcr train` under the named protocols, alone or against another.",
         "lsvcr evaluate ckpt/finetune --data demo/data --split test --json",
         _evaluate,
     ),

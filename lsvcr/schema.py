@@ -76,3 +76,6 @@ LLM_FINGERPRINT = "llm_fingerprint"
 STAGE_ONE = "stage-one"
 STAGE_TWO = "stage-two"
 """`kind` in the manifests of the two stages' checkpoints."""
+
+BASELINE = "baseline"
+"""`kind` in the manifests of `lsvcr train`, whose `model` is the recommender's name."""

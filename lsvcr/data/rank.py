@@ -74,6 +74,7 @@ class RankData:
         fill_up: CommRank: where a video has too few comments, those of other videos are negatives too.
         joint: training on both tasks together, so that histories end before what either holds out.
         sampler: Rec: where sampled negatives come from; `in_batch`: a batch's negatives are its targets.
+        with_comments: False: for models that read none, batches with empty comment histories.
     """
 
     def __init__(
@@ -87,8 +88,10 @@ class RankData:
         fill_up: bool = True,
         joint: bool = False,
         sampler: Sampler = "uniform",
+        with_comments: bool = True,
     ) -> None:
         self.dataset, self.task, self.split = dataset, task, split
+        self._with_comments = with_comments
         self.fill_up = fill_up
         self.max_videos, self.max_entries = max_videos, max_entries
         self.samples = joint_samples(dataset, task, split) if joint else dataset.samples(task, split)
@@ -125,6 +128,10 @@ class RankData:
         drawn = comment_negatives(purpose, rows, spans, own, negatives, everywhere)
         return self._batch(rows, keys, np.concatenate([positive, drawn], axis=1), np.zeros(0))
 
+    def terms(self, rows: np.ndarray, keys: tuple[int, int]) -> int:
+        """The loss of a batch is the mean over its samples."""
+        return len(rows)
+
     def positives(self, rows: np.ndarray) -> Spans:
         """What would be right for each sample: videos (one each) or comments (one or more)."""
         if self.task is Task.REC:
@@ -153,12 +160,20 @@ class RankData:
             "rows": rows,
             "videos": self.samples.video[rows],
             "video_ids": video_ids,
-            "video_comments": self._shown_comments(rows, video_ids, keys),
-            **self._comment_history(rows),
+            **(self._comments(rows, video_ids, keys) if self._with_comments else _no_comments(video_ids)),
             "candidates": candidates,
             "negatives": negatives,
         }
         return RankBatch(**{name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()})
+
+    def _comments(
+        self, rows: np.ndarray, video_ids: np.ndarray, keys: tuple[int, int] | None
+    ) -> dict[str, np.ndarray]:
+        """Those shown with the videos, and the comment history."""
+        return {
+            "video_comments": self._shown_comments(rows, video_ids, keys),
+            **self._comment_history(rows),
+        }
 
     def _video_history(self, rows: np.ndarray) -> np.ndarray:
         """(B, V) int64, the latest videos."""
@@ -207,6 +222,17 @@ class RankData:
             "comments": events.items[flat],
             "comment_entries": owner * width + step,
         }
+
+
+def _no_comments(video_ids: np.ndarray) -> dict[str, np.ndarray]:
+    """What a batch has in place of comments for histories (B, V)."""
+    none = np.zeros(0, dtype=np.int64)
+    return {
+        "video_comments": np.zeros_like(video_ids),
+        "entry_videos": np.full((len(video_ids), 1), PAD),
+        "comments": none,
+        "comment_entries": none,
+    }
 
 
 def _at(spans: Spans, place: np.ndarray) -> np.ndarray:

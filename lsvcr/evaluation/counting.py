@@ -29,8 +29,13 @@ class Counts:
     tied: Tensor
 
 
-def pair_scores(users: Tensor, user_rows: Tensor, items: Tensor, item_rows: Tensor) -> Tensor:
-    """Scores of pairs: users (B, w), items (n, w) float; row numbers (M,) int64 -> (M,) float32."""
+def pair_scores(users: Tensor, user_rows: Tensor, items: Tensor | None, item_rows: Tensor) -> Tensor:
+    """Scores of pairs: users (B, w), items (n, w) float; row numbers (M,) int64 -> (M,) float32.
+
+    Without items `users` are scores already: (B, n).
+    """
+    if items is None:
+        return users[user_rows, item_rows].float()
     parts = []
     for start in range(0, len(user_rows), PAIRS_AT_ONCE):
         stop = start + PAIRS_AT_ONCE
@@ -41,7 +46,7 @@ def pair_scores(users: Tensor, user_rows: Tensor, items: Tensor, item_rows: Tens
 
 def count_catalogue(
     users: Tensor,
-    items: Tensor,
+    items: Tensor | None,
     rows: Tensor,
     positives: Tensor,
     seen: tuple[Tensor, Tensor] | None,
@@ -50,14 +55,16 @@ def count_catalogue(
     """Rank positives against every item but padding.
 
     Args:
-        users: (B, w) float32 user vectors.
-        items: (n + 1, w) float32 item vectors; row 0 is padding and never ranks.
+        users: (B, w) float32 user vectors; (B, n + 1) scores without `items`.
+        items: (n + 1, w) float32 item vectors; row 0 is padding and never ranks. None: users are scores.
         rows: (P,) int64, the user row of each positive, rising.
         positives: (P,) int64 item indices.
         seen: user rows (S,) and item indices (S,) that do not rank, or None. A positive always ranks itself.
         chunk: items scored at once.
     """
     targets = pair_scores(users, rows, items, positives)
+    if items is None:
+        return _count_scores(users, targets, rows, positives, seen)
     higher, tied = torch.zeros_like(positives), torch.ones_like(positives)
     doubt = _largest_error(users, items)[rows]
     left = users.float()
@@ -76,6 +83,15 @@ def count_catalogue(
             higher[open_rows] += torch.count_nonzero(near & (exact > own), dim=1)
             tied[open_rows] += torch.count_nonzero(near & (exact == own), dim=1)
     return Counts(higher, tied)
+
+
+def _count_scores(
+    scores: Tensor, targets: Tensor, rows: Tensor, positives: Tensor, seen: tuple[Tensor, Tensor] | None
+) -> Counts:
+    """As `count_catalogue`, from scores (B, n + 1) and those of the positives (P,)."""
+    rivals = _rivals(scores[:, 1:].float().clone(), rows, positives, seen, 1)
+    tied = 1 + torch.count_nonzero(rivals == targets[:, None], dim=1)
+    return Counts(_count_higher(rivals, targets), tied)
 
 
 def _largest_error(users: Tensor, items: Tensor) -> Tensor:
@@ -126,13 +142,18 @@ def forget(scores: Tensor, seen: tuple[Tensor, Tensor], start: int) -> None:
 
 
 def count_listed(
-    users: Tensor, items: Tensor, rows: Tensor, positives: Tensor, lists: Tensor, candidates: Tensor
+    users: Tensor,
+    items: Tensor | None,
+    rows: Tensor,
+    positives: Tensor,
+    lists: Tensor,
+    candidates: Tensor,
 ) -> Counts:
     """Rank positives against each row's own list of candidates.
 
     Args:
-        users: (B, w) float32 user vectors.
-        items: (n + 1, w) float32 item vectors.
+        users: (B, w) float32 user vectors; (B, n + 1) scores without `items`.
+        items: (n + 1, w) float32 item vectors; None: users are scores.
         rows: (P,) int64, the user row of each positive, rising.
         positives: (P,) int64 item indices.
         lists: (B + 1,) int64 offsets into `candidates`.

@@ -7,6 +7,7 @@ counts are gathered by row and reduced once.
 
 from collections.abc import Mapping
 from typing import Protocol as Interface
+from typing import runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +32,15 @@ CPU_CHUNK, GPU_CHUNK = 1 << 12, 1 << 16
 """Items scored at once. On a CPU, measured: 1,024 cost 1.3 times 4,096, and 16,384 1.6 times."""
 
 
+@runtime_checkable
+class CatalogueScorer(Interface):
+    """A model without vectors, which scores the whole catalogue for each user."""
+
+    def catalogue_scores(self, batch: RankBatch) -> Tensor:
+        """(B, N + 1) float32 by item index, finite; column 0 is padding, which never ranks whatever it holds."""
+        ...
+
+
 class Scorer(Interface):
     """The part of `Recommender` that evaluation needs; a score is the inner product of two vectors."""
 
@@ -45,7 +55,7 @@ class Scorer(Interface):
 
 @torch.no_grad()
 def evaluate(
-    scorer: Scorer,
+    scorer: Scorer | CatalogueScorer,
     data: RankData,
     protocols: Mapping[str, Protocol] | None = None,
     *,
@@ -57,7 +67,7 @@ def evaluate(
     """Evaluate a model on a split under one or more protocols.
 
     Args:
-        scorer: the model, in evaluation mode; its item vectors are computed once.
+        scorer: the model, in evaluation mode; its item vectors, if it has any, are computed once.
         data: the samples.
         protocols: by a name of the caller's; None = {"full": FULL}.
         metrics: names such as `ndcg@10`; of `lists.LIST_METRICS` only where a protocol ranks the whole catalogue, which
@@ -81,13 +91,14 @@ def evaluate(
         raise UserError(
             f"{data.dataset.root} has no {data.task.label} samples in its {data.split.value} split"
         )
-    items = _finite(scorer.item_vectors(), "item")
-    chunk = chunk or (CPU_CHUNK if items.device.type == "cpu" else GPU_CHUNK)
+    items = None if isinstance(scorer, CatalogueScorer) else _finite(scorer.item_vectors(), "item")
+    where = (device or torch.device("cpu")) if items is None else items.device
+    chunk = chunk or (CPU_CHUNK if where.type == "cpu" else GPU_CHUNK)
     counted: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
     numbers: list[np.ndarray] = []
     offsets = np.concatenate([[0], np.cumsum(data.positives(np.arange(len(data))).counts)])
     lists = {
-        name: ListTally(listed, data.dataset.train_counts(), data.samples.video, items.device)
+        name: ListTally(listed, data.dataset.train_counts(), data.samples.video, where)
         for name, protocol in chosen.items()
         if listed and _whole_catalogue(protocol, data)
     }
@@ -137,18 +148,21 @@ def _own_rows(total: int, batch_size: int) -> list[np.ndarray]:
     return [np.concatenate(mine[start : start + together]) for start in range(0, len(mine), together)]
 
 
-def _users(scorer: Scorer, data: RankData, rows: np.ndarray, device: torch.device | None) -> Tensor:
-    """(B, w): user vectors of `rows`, block by block."""
+def _users(
+    scorer: Scorer | CatalogueScorer, data: RankData, rows: np.ndarray, device: torch.device | None
+) -> Tensor:
+    """(B, w): user vectors of `rows`, or their scores (B, N + 1), block by block."""
+    score = scorer.catalogue_scores if isinstance(scorer, CatalogueScorer) else scorer.user_vectors
     parts = []
     for start in range(0, len(rows), BLOCK):
         batch = data.evaluation(rows[start : start + BLOCK])
-        parts.append(scorer.user_vectors(batch if device is None else batch.to(device)))
+        parts.append(score(batch if device is None else batch.to(device)))
     return _finite(torch.cat(parts), "user")
 
 
 def _rank(
     users: Tensor,
-    items: Tensor,
+    items: Tensor | None,
     data: RankData,
     rows: np.ndarray,
     positives: Spans,

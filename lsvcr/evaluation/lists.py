@@ -76,13 +76,13 @@ class ListTally:
         self._rows: list[np.ndarray] = []
         self._figures: list[np.ndarray] = []
 
-    def add(self, rows: np.ndarray, users: Tensor, items: Tensor, banned: Banned, chunk: int) -> None:
+    def add(self, rows: np.ndarray, users: Tensor, items: Tensor | None, banned: Banned, chunk: int) -> None:
         """Take in the lists of a batch.
 
         Args:
             rows: (B,) int64 sample numbers.
-            users: (B, w) float32 user vectors.
-            items: (N + 1, w) float32 item vectors; row 0 is padding and never recommended.
+            users: (B, w) float32 user vectors; (B, N + 1) scores without `items`.
+            items: (N + 1, w) float32 item vectors; row 0 is padding and never recommended. None: users are scores.
             banned: pairs that are not recommended, their rows counted within the batch; or None.
             chunk: items scored at once.
         """
@@ -94,13 +94,13 @@ class ListTally:
             tie = (last == scores[:, k]) & (last > -torch.inf)
             sure = (scores[:, :k] > -torch.inf) & ~(tie[:, None] & (scores[:, :k] == last[:, None]))
             chosen = places[:, :k]
-            self._sure[number] += torch.bincount(chosen[sure], minlength=len(items))
+            self._sure[number] += torch.bincount(chosen[sure], minlength=len(self._worth))
             figures[:, number, _SURE] = sure.sum(1)
             figures[:, number, _SURE_SUMS] = (self._worth[chosen] * sure[..., None]).sum(1)
             ties.append(tie)
         tied = torch.stack(ties, dim=1)
         shared = tied.any(dim=1).nonzero().flatten()
-        for part in shared.split(max(1, SCORES_AT_ONCE // len(items))) if len(shared) else ():
+        for part in shared.split(max(1, SCORES_AT_ONCE // len(self._worth))) if len(shared) else ():
             # The same products as before, in the same shape, so that ties are found again to the bit.
             every = torch.cat([block[part] for _, block in _scored(users, items, banned, chunk)], dim=1)
             for own, row in zip(every, part.tolist(), strict=True):
@@ -191,12 +191,12 @@ def gini(exposure: np.ndarray) -> float:
     return float((weights * rising).sum() / (len(rising) * total))
 
 
-def best(users: Tensor, items: Tensor, banned: Banned, size: int, chunk: int) -> tuple[Tensor, Tensor]:
+def best(users: Tensor, items: Tensor | None, banned: Banned, size: int, chunk: int) -> tuple[Tensor, Tensor]:
     """The `size` best items of each user, without sorting the catalogue.
 
     Args:
-        users: (B, w) float32.
-        items: (N + 1, w) float32; row 0 never counts.
+        users: (B, w) float32; (B, N + 1) scores without `items`.
+        items: (N + 1, w) float32; row 0 never counts. None: users are scores.
         banned: pairs that do not count, or None.
         size: how many.
         chunk: items scored at once.
@@ -216,11 +216,12 @@ def best(users: Tensor, items: Tensor, banned: Banned, size: int, chunk: int) ->
     return scores, places
 
 
-def _scored(users: Tensor, items: Tensor, banned: Banned, chunk: int) -> Iterator[tuple[int, Tensor]]:
+def _scored(users: Tensor, items: Tensor | None, banned: Banned, chunk: int) -> Iterator[tuple[int, Tensor]]:
     """First item of each chunk, and the chunk's scores (B, c) float32, rounded as `counting` does."""
     left = users.double()
-    for start in range(1, len(items), chunk):
-        scores = (left @ items[start : start + chunk].double().T).float()
+    for start in range(1, users.shape[1] if items is None else len(items), chunk):
+        part = slice(start, start + chunk)
+        scores = (left[:, part] if items is None else left @ items[part].double().T).float()
         if banned is not None:
             forget(scores, banned, start)
         yield start, scores

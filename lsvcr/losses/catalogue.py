@@ -10,7 +10,9 @@ from torch.autograd.function import once_differentiable
 from lsvcr.nn.similarity import NORM_EPS
 
 
-def catalogue_cross_entropy(queries: Tensor, items: Tensor, targets: Tensor, max_logits: int) -> Tensor:
+def catalogue_cross_entropy(
+    queries: Tensor, items: Tensor, targets: Tensor, max_logits: int, unit_items: bool = True
+) -> Tensor:
     """Cross-entropy of the target among all items, a logit being a query times an item's unit vector.
 
     The forward pass goes through the items block by block and keeps one log-sum-exp a row (online softmax, Milakov
@@ -24,11 +26,12 @@ def catalogue_cross_entropy(queries: Tensor, items: Tensor, targets: Tensor, max
     | items | (N + 1, d), as queries | item vectors by index, of any length; row 0 is padding and never a candidate |
     | targets | (B,) int64 in 1..N | index of the right item |
     | max_logits | int | logits held at once; the result does not depend on it |
+    | unit_items | bool | False: the items count as they are, so that a logit is the inner product |
 
     Returns:
         Scalar, mean over rows; 0 with a gradient when B = 0. Gradients of gradients are not defined.
     """
-    loss: Tensor = _CatalogueCrossEntropy.apply(queries, items, targets, max_logits)
+    loss: Tensor = _CatalogueCrossEntropy.apply(queries, items, targets, max_logits, unit_items)
     return loss
 
 
@@ -36,8 +39,10 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     """The two passes of `catalogue_cross_entropy`."""
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, items: Tensor, targets: Tensor, max_logits: int) -> Tensor:
-        lengths = torch.linalg.vector_norm(items, dim=1)  # (N + 1,)
+    def forward(
+        ctx: Any, queries: Tensor, items: Tensor, targets: Tensor, max_logits: int, unit_items: bool
+    ) -> Tensor:
+        lengths = torch.linalg.vector_norm(items, dim=1) if unit_items else items.new_ones(len(items))
         top = queries.new_full((len(queries),), -torch.inf)  # the largest logit so far
         total = torch.zeros_like(top)  # sum of exp(logit - top) so far
         for _, _, logits in _blocks(queries, items, lengths, max_logits):
@@ -48,12 +53,12 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
         log_sum = top + total.log()
         own = (queries * _scaled(items[targets], lengths[targets])).sum(dim=1)
         ctx.save_for_backward(queries, items, targets, lengths, log_sum)
-        ctx.max_logits = max_logits
+        ctx.max_logits, ctx.unit_items = max_logits, unit_items
         return (log_sum - own).sum() / max(1, len(queries))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         queries, items, targets, lengths, log_sum = ctx.saved_tensors
         with torch.autocast(device_type=queries.device.type, enabled=False):
             scale = grad / max(1, len(queries))
@@ -66,8 +71,9 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
             own = _scaled(items[targets], lengths[targets])
             of_queries = (of_queries - own) * scale
             of_items.index_add_(0, targets, scaled, alpha=-1)
-            _through_length(of_items, items, lengths, max(1, ctx.max_logits // max(1, items.shape[1])))
-        return of_queries, of_items, None, None
+            if ctx.unit_items:
+                _through_length(of_items, items, lengths, max(1, ctx.max_logits // max(1, items.shape[1])))
+        return of_queries, of_items, None, None, None
 
 
 def _blocks(

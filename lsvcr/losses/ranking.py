@@ -1,11 +1,11 @@
 """Losses over items: the whole catalogue, a sample of it (softmax or binary), or the comments of one video."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lsvcr.losses.catalogue import catalogue_cross_entropy
 from lsvcr.losses.info_nce import masked_cross_entropy
+from lsvcr.losses.scores import binary_of_scores
 from lsvcr.nn.similarity import cosine_logits, unit
 
 MAX_LOGITS = 1 << 23
@@ -93,15 +93,7 @@ def sampled_binary(
         Scalar, mean over rows; 0 with a gradient when B = 0.
     """
     own = cosine_logits(users, positives.unsqueeze(1), temperature).squeeze(1)  # (B,)
-    others = F.logsigmoid(
-        -cosine_logits(users, negatives, temperature)
-    )  # log(1 - sigmoid(s)) without rounding to log 0
-    kept = torch.full_like(own, negatives.shape[0])
-    if drop is not None:
-        others = others.masked_fill(drop, 0.0)
-        kept = kept - drop.sum(dim=1)
-    rows = (beta * F.logsigmoid(own) + others.sum(dim=1)) / (1 + kept)
-    return -rows.sum() / max(1, len(rows))
+    return binary_of_scores(own, cosine_logits(users, negatives, temperature), drop, beta)
 
 
 def gbce_beta(negatives: int, items: int, t: float) -> float:

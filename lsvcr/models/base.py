@@ -1,8 +1,9 @@
 """What the trainer and the evaluator ask of a recommender."""
 
-from typing import Protocol, TypeVar, runtime_checkable
+from abc import ABC, abstractmethod
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Batch = TypeVar("Batch", contravariant=True)
 
@@ -25,3 +26,15 @@ class Recommender(Protocol[Batch]):
     def item_vectors(self) -> Tensor:
         """(N + 1, d) float32 by item index; row 0 is padding, which the evaluator never ranks."""
         ...
+
+
+class TrainedModel(nn.Module, ABC):
+    """Base of a recommender that the loop trains: the loop calls the module, which gives its `training_loss`."""
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        """The same as `training_loss`: what data-parallel wrappers call."""
+        return self.training_loss(batch)
+
+    @abstractmethod
+    def training_loss(self, batch: Any) -> dict[str, Tensor]:
+        """As `Recommender.training_loss`, on a batch of the recommender's own training rows."""

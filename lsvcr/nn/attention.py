@@ -13,6 +13,41 @@ LAYER_NORM_EPS = 1e-8
 """The method gives this value for the input norms; every other LayerNorm here uses the same."""
 
 
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, *, visible: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """Scaled dot-product attention with dropout of its weights: (B, H, L, D / H).
+
+    Args:
+        q: (B, H, L, D / H).
+        k, v: (B, H, K, D / H).
+        dropout: of the weights, in its own mode.
+        visible: (B, 1, 1, K) bool, True = seen, with one in every row; None = all are.
+        causal: each query sees the keys up to its own place.
+    """
+    p = dropout.p if dropout.training else 0.0
+    if p and q.device.type == "cpu":
+        return _attend_on_cpu(q, k, v, dropout, visible, causal)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=p, is_causal=causal)
+
+
+def _attend_on_cpu(
+    q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, visible: Tensor | None, causal: bool
+) -> Tensor:
+    """The same with dropout of weights, for which torch has no fused kernel on a CPU, and draws its mask slowly."""
+    rows, heads = q.shape[:2]
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (B H, L, D / H)
+    hidden = q.new_zeros(1, 1, 1)
+    if causal:
+        hidden = torch.full((q.shape[1], k.shape[1]), -torch.inf).triu(1)[None].to(q.dtype)
+    if visible is not None:
+        padding = q.new_zeros(visible.shape).masked_fill(~visible, -torch.inf)  # (B, 1, 1, K)
+        hidden = hidden + padding.flatten(0, 2)[:, None].repeat_interleave(heads, dim=0)
+    scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+    weights: Tensor = dropout(scores.softmax(dim=-1))
+    return (weights @ v).unflatten(0, (rows, heads))
+
+
 class MultiHeadAttention(nn.Module):
     """Attention, output projection, dropout, residual and LayerNorm (post-norm), after Vaswani et al. 2017.
 
@@ -62,28 +97,8 @@ class MultiHeadAttention(nn.Module):
 
     def _attend(self, queries: Tensor, keys: Tensor, *, visible: Tensor | None, causal: bool) -> Tensor:
         q, k, v = self._split(self.query(queries)), self._split(self.key(keys)), self._split(self.value(keys))
-        p = self.attention_dropout.p if self.training else 0.0
-        if p and q.device.type == "cpu":
-            context = self._attend_on_cpu(q, k, v, visible, causal)
-        else:
-            context = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=visible, dropout_p=p, is_causal=causal
-            )
+        context = attend(q, k, v, self.attention_dropout, visible=visible, causal=causal)
         return context.transpose(1, 2).flatten(2)  # (B, L, D)
-
-    def _attend_on_cpu(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
-        """The same with dropout of weights, for which torch has no fused kernel on a CPU, and draws its mask slowly."""
-        rows, heads = q.shape[:2]
-        q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (B H, L, D / H)
-        hidden = q.new_zeros(1, 1, 1)
-        if causal:
-            hidden = torch.full((q.shape[1], k.shape[1]), -torch.inf).triu(1)[None].to(q.dtype)
-        if visible is not None:
-            padding = q.new_zeros(visible.shape).masked_fill(~visible, -torch.inf)  # (B, 1, 1, K)
-            hidden = hidden + padding.flatten(0, 2)[:, None].repeat_interleave(heads, dim=0)
-        scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
-        weights: Tensor = self.attention_dropout(scores.softmax(dim=-1))
-        return (weights @ v).unflatten(0, (rows, heads))
 
     def _finish(self, queries: Tensor, context: Tensor) -> Tensor:
         finished: Tensor = self.norm(queries + self.dropout(self.output(context)))

@@ -1,4 +1,4 @@
-"""Stage two: fine-tune the SR model for one task (LSVCR paper, recommendation-oriented fine-tuning)."""
+"""The training loop of stage two (LSVCR paper, recommendation-oriented fine-tuning) and of every other recommender."""
 
 import math
 import time
@@ -13,11 +13,12 @@ from accelerate.utils import DistributedDataParallelKwargs
 from lsvcr.evaluation.evaluator import evaluate
 from lsvcr.evaluation.metrics import DEFAULT_METRICS
 from lsvcr.evaluation.protocol import check
-from lsvcr.schema import Split, Task
+from lsvcr.schema import Split
 from lsvcr.settings import RankSettings
 from lsvcr.training.rank_batches import EpochBatches, MicroBatch, optimiser_steps
+from lsvcr.training.rank_contract import Trainable
 from lsvcr.training.rank_evaluate import final_test, protocols, show
-from lsvcr.training.rank_setup import Setup, about, metric_name, set_up
+from lsvcr.training.rank_setup import metric_name, set_up
 from lsvcr.training.rank_state import Progress, RunFolder
 from lsvcr.training.schedule import learning_rate_factor
 from lsvcr.utils.distributed import barrier, is_main, reduce_sum, world_size
@@ -33,7 +34,7 @@ _DROPOUT_STREAM = 3
 
 
 def run(settings: RankSettings) -> dict[str, Any]:
-    """Train, keep the best checkpoint, test it once; an interrupted run goes on where it was.
+    """Stage two: train, keep the best checkpoint, test it once; an interrupted run goes on where it was.
 
     Processes and mixed precision are those of the launcher (`accelerate launch --config_file ...`); without one
     it is a single process in single precision.
@@ -45,9 +46,13 @@ def run(settings: RankSettings) -> dict[str, Any]:
         UserError: whatever the user can mend.
     """
     accelerator = start_accelerator()
-    setup = set_up(settings)
-    folder = RunFolder(settings, about(setup, world_size()), accelerator.mixed_precision)
-    done = folder.find() if settings.resume else None
+    return run_setup(accelerator, set_up(settings))
+
+
+def run_setup(accelerator: Accelerator, setup: Trainable) -> dict[str, Any]:
+    """As `run`, for any recommender that is set up."""
+    folder = RunFolder(setup, world_size(), accelerator.mixed_precision)
+    done = folder.find() if setup.settings.resume else None
     barrier()
     if done is not None and folder.metrics.is_file():
         logger.info(f"{folder.path} holds this run, finished; --resume False would train it again")
@@ -74,10 +79,10 @@ class Trainer:
         folder: where it goes.
     """
 
-    def __init__(self, accelerator: Accelerator, setup: Setup, folder: RunFolder) -> None:
+    def __init__(self, accelerator: Accelerator, setup: Trainable, folder: RunFolder) -> None:
         self.accelerator, self.setup, self.folder = accelerator, setup, folder
         self.settings = settings = setup.settings
-        self.data, self.validation = setup.data(Split.TRAIN), setup.data(Split.VAL)
+        self.data, self.validation = setup.training(), setup.data(Split.VAL)
         if not len(self.data):
             raise UserError(
                 f"{setup.dataset.root} has no {setup.task.label} training samples; prepare it from more data"
@@ -111,7 +116,7 @@ class Trainer:
         writer = MetricsWriter(self.folder.path, settings.report_to, state.step)
         total = settings.num_train_epochs * len(self.data)
         try:
-            bar: Bar[None] = progress(total, f"stage two {self.setup.task.label}")
+            bar: Bar[None] = progress(total, self.setup.label)
             with bar:
                 bar.start_at(state.epoch * len(self.data))
                 while state.epoch < settings.num_train_epochs and not self._patience_is_over(state):
@@ -128,14 +133,13 @@ class Trainer:
         settings, accelerator = self.settings, self.accelerator
         # Dropout is the only reader of the global generator: a function of the epoch, it needs no saving.
         seed_everything(settings.seed, state.epoch, _DROPOUT_STREAM, accelerator.process_index)
-        negatives = settings.neg_video_num if self.setup.task is Task.REC else settings.neg_comment_num
         batches = EpochBatches(
             self.data,
             batch=settings.per_device_train_batch_size,
             accumulation=settings.gradient_accumulation_steps,
             seed=settings.seed,
             epoch=state.epoch,
-            negatives=negatives,
+            negatives=self.setup.negatives,
         )
         self.wrapped.train()
         sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
@@ -157,7 +161,10 @@ class Trainer:
                 f"the loss is not finite in epoch {state.epoch + 1}: lower --learning_rate; {self.folder.last} holds "
                 "the epoch before"
             )
-        return {**means, "samples_per_second": len(self.data) / seconds}
+        speeds = {"samples_per_second": len(self.data) / seconds}
+        if batches.terms != len(self.data):
+            speeds["targets_per_second"] = batches.terms / seconds
+        return {**means, **speeds}
 
     def _micro_step(self, micro: MicroBatch) -> dict[str, torch.Tensor]:
         """Forward and backward of one micro-batch; the last of a step also updates the weights."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from lsvcr.data.rank import RankBatch, RankData
+from lsvcr.data.rank_rows import TrainingRows
 from lsvcr.utils.distributed import rank, world_size
 from lsvcr.utils.seeding import generator
 
@@ -19,14 +20,14 @@ class MicroBatch:
     """One forward and backward pass of this process.
 
     Attributes:
-        batch: its rows.
+        batch: its rows, a `TrainingBatch`.
         weight: factor of its mean loss. The sum over the micro-batches of a step, averaged over processes, is then
-            the mean over all rows of the step, however unevenly they are spread.
+            the mean over all terms (samples, or targets of sequences) of the step, however unevenly they are spread.
         last: the optimiser steps after it.
         rows: rows of the whole micro-step on all processes, for counting samples.
     """
 
-    batch: RankBatch
+    batch: Any
     weight: float
     last: bool
     rows: int
@@ -42,22 +43,24 @@ class EpochBatches(TorchDataset[MicroBatch]):
     """
 
     def __init__(
-        self, data: RankData, *, batch: int, accumulation: int, seed: int, epoch: int, negatives: int
+        self, data: TrainingRows, *, batch: int, accumulation: int, seed: int, epoch: int, negatives: int
     ) -> None:
         self._data, self._keys, self._negatives = data, (seed, epoch), negatives
         order = generator(seed, epoch, _ORDER_STREAM).permutation(len(data))
         self._micro_steps = list(_cut(order, batch * world_size(), accumulation))
         self.steps = sum(last for _, _, last in self._micro_steps)
+        self.terms = data.terms(order, self._keys)
 
     def __len__(self) -> int:
         return len(self._micro_steps)
 
     def __getitem__(self, index: int) -> MicroBatch:
-        together, step_rows, last = self._micro_steps[index]
+        together, step, last = self._micro_steps[index]
         mine = np.array_split(together, world_size())[rank()]
         rows = mine if len(mine) else together[:1]
         batch = self._data.training(rows, self._keys, self._negatives)
-        return MicroBatch(batch, world_size() * len(mine) / step_rows, last, len(together))
+        own = self._data.terms(mine, self._keys) if len(mine) else 0
+        return MicroBatch(batch, world_size() * own / self._data.terms(step, self._keys), last, len(together))
 
     def loader(self, workers: int) -> "DataLoader[MicroBatch]":
         """Walks through the epoch in order; `workers` processes build batches ahead."""
@@ -69,9 +72,11 @@ def optimiser_steps(samples: int, batch: int, accumulation: int) -> int:
     return -(-samples // (batch * world_size() * accumulation))
 
 
-def _cut(order: np.ndarray, together: int, accumulation: int) -> Iterator[tuple[np.ndarray, int, bool]]:
+def _cut(
+    order: np.ndarray, together: int, accumulation: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
     """(rows of a micro-step, rows of its optimiser step, is it the step's last), in order."""
     for start in range(0, len(order), together * accumulation):
         step = order[start : start + together * accumulation]
         for first in range(0, len(step), together):
-            yield step[first : first + together], len(step), first + together >= len(step)
+            yield step[first : first + together], step, first + together >= len(step)

@@ -1,4 +1,4 @@
-"""The test of stage two: the best checkpoint, once, under every protocol; and the same for `lsvcr evaluate`."""
+"""The test of a run: the best checkpoint, once, under every protocol; and the same for `lsvcr evaluate`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,8 +15,9 @@ from lsvcr.evaluation.protocol import FULL, Protocol
 from lsvcr.evaluation.result import Result, save_rows
 from lsvcr.models import checkpoint
 from lsvcr.schema import BEST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE, Split, Task
-from lsvcr.settings import RankSettings
-from lsvcr.training.rank_setup import Setup, restore
+from lsvcr.settings import FittedSettings, RankSettings
+from lsvcr.training.rank_contract import Evaluated
+from lsvcr.training.rank_restore import restore
 from lsvcr.training.rank_state import ROWS_FILE, RunFolder
 from lsvcr.utils.distributed import barrier, is_main
 from lsvcr.utils.errors import UserError
@@ -31,12 +32,12 @@ Asked = Literal["all", "full", "sampled"]
 """Protocols of `protocols`: both, or the one of that name."""
 
 
-def protocols(settings: RankSettings) -> dict[str, Protocol]:
+def protocols(settings: RankSettings | FittedSettings) -> dict[str, Protocol]:
     """What a checkpoint is tested under: the full catalogue, and the stored candidates."""
     return {"full": FULL, "sampled": Protocol("sampled", settings.max_candidate_num)}
 
 
-def final_test(setup: Setup, folder: RunFolder, device: torch.device) -> dict[str, Any]:
+def final_test(setup: Evaluated, folder: RunFolder, device: torch.device) -> dict[str, Any]:
     """Test best/ of a run and write `metrics.json` and the per-row values beside it.
 
     Returns:
@@ -62,7 +63,9 @@ def evaluate_checkpoint(
     metrics: Sequence[str] = (),
     filter_seen: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate a stage-two checkpoint; as it stands, on the test split, this gives what its run's `metrics.json` holds.
+    """Evaluate a checkpoint of stage two or of `lsvcr train`.
+
+    As it stands, on the test split, this gives what its run's `metrics.json` holds.
 
     Args:
         checkpoint_path: run folder, or its best/ or last/.
@@ -143,7 +146,7 @@ def _short(metric: str) -> str:
 
 
 def _evaluate(
-    setup: Setup,
+    setup: Evaluated,
     split: Split,
     device: torch.device,
     chosen: dict[str, Protocol],
@@ -162,7 +165,9 @@ def _evaluate(
 
 def _report(folder: Path, manifest: dict[str, Any], results: dict[str, Result]) -> dict[str, Any]:
     first = next(iter(results.values())).fingerprint
+    named = {"model": manifest["model"]} if "model" in manifest else {}
     return {
+        **named,
         "task": first.task,
         "task_label": Task(first.task).label,
         "split": first.split,
@@ -186,5 +191,5 @@ def checkpoint_folder(path: str) -> Path:
         if (folder / MANIFEST_FILE).is_file() and (folder / SR_WEIGHTS_FILE).is_file():
             return folder
     raise UserError(
-        f"{path} holds no stage-two checkpoint; give the output folder of a finished finetune.py run"
+        f"{path} holds no stage-two checkpoint; give the output folder of a finished finetune.py or `lsvcr train` run"
     )

@@ -1,9 +1,10 @@
 """What a stage-two run is made of: dataset, text vectors, stage-one weights, model."""
 
 import platform
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,12 +20,14 @@ from lsvcr.models.rank_loss import SampledLoss
 from lsvcr.models.sr import EmbeddingHead, SRModel
 from lsvcr.nn.attention import INITIAL_STD
 from lsvcr.schema import STAGE_TWO, Split, Task
-from lsvcr.settings import RankSettings
+from lsvcr.settings import BaselineSettings, FittedSettings, RankSettings
 from lsvcr.training.rank_freeze import freeze, frozen_groups
 from lsvcr.training.rank_handover import Handover, StageOne, find_stage_one, hand_over, recorded
 from lsvcr.training.rank_texts import TextTables, load_texts
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.seeding import seed_everything
+
+S = TypeVar("S", bound=RankSettings | FittedSettings)
 
 _INITIALISATION = 1
 STANDARDISED_TEXTS = 1 << 14
@@ -64,6 +67,45 @@ class Setup:
             fill_up=self.settings.fill_up_comments,
             sampler=self.settings.negative_sampler,
         )
+
+    @property
+    def label(self) -> str:
+        """How progress bars call it."""
+        return f"stage two {self.task.label}"
+
+    @property
+    def negatives(self) -> int:
+        """Sampled negatives of the task."""
+        return self.settings.neg_video_num if self.task is Task.REC else self.settings.neg_comment_num
+
+    def training(self) -> RankData:
+        """The training samples."""
+        return self.data(Split.TRAIN)
+
+    def about(self, processes: int) -> dict[str, Any]:
+        """The part of every stage-two manifest that says where its weights come from."""
+        return {
+            "kind": STAGE_TWO,
+            "task": self.task.value,
+            "settings": asdict(self.settings),
+            "seed": self.settings.seed,
+            "data_hash": self.dataset.data_hash,
+            "parent": None if self.parent is None else recorded(self.parent, self.handover),
+            "texts": None if self.texts is None else self.texts.about,
+            "position_rows": self.model.sr.max_position,
+            "processes": processes,
+            "versions": versions(),
+        }
+
+    def identity(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """By content what the settings name by path."""
+        texts, parent = about["texts"], about["parent"]
+        return {
+            "freeze": ",".join(frozen_groups(self.settings.freeze)),
+            "stage-one checkpoint": None if parent is None else parent["manifest"],
+            "video text vectors": None if texts is None else texts["videos"]["sha256"],
+            "comment text vectors": None if texts is None else texts["comments"]["sha256"],
+        }
 
 
 def set_up(settings: RankSettings) -> Setup:
@@ -151,7 +193,7 @@ def _check_rec_loss(settings: RankSettings) -> None:
         raise UserError(f"--gbce_t {settings.gbce_t} must be between 0 and 1")
 
 
-def metric_name(settings: RankSettings) -> str:
+def metric_name(settings: RankSettings | BaselineSettings) -> str:
     """The selection metric in our spelling; the reference's libraries put `eval_` before it."""
     return settings.metric_for_best_model.lower().removeprefix("eval_")
 
@@ -220,20 +262,9 @@ def _sampled_loss(settings: RankSettings, dataset: Dataset) -> SampledLoss:
     return SampledLoss(gbce_beta(settings.neg_video_num, dataset.n_videos, settings.gbce_t))
 
 
-def about(setup: Setup, processes: int) -> dict[str, Any]:
-    """The part of every stage-two manifest that says where its weights come from."""
-    return {
-        "kind": STAGE_TWO,
-        "task": setup.task.value,
-        "settings": asdict(setup.settings),
-        "seed": setup.settings.seed,
-        "data_hash": setup.dataset.data_hash,
-        "parent": None if setup.parent is None else recorded(setup.parent, setup.handover),
-        "texts": None if setup.texts is None else setup.texts.about,
-        "position_rows": setup.model.sr.max_position,
-        "processes": processes,
-        "versions": {"lsvcr": __version__, "torch": torch.__version__, "python": platform.python_version()},
-    }
+def versions() -> dict[str, str]:
+    """The versions that every manifest records."""
+    return {"lsvcr": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def restore(folder: Path, dataset: Dataset) -> tuple[Setup, dict[str, Any]]:
@@ -248,17 +279,8 @@ def restore(folder: Path, dataset: Dataset) -> tuple[Setup, dict[str, Any]]:
         raise UserError(
             f"{folder} holds a {manifest.get('kind')} checkpoint, not one of stage two (finetune.py)"
         )
-    if manifest["data_hash"] != dataset.data_hash:
-        raise UserError(
-            f"{folder} was trained on another dataset than {dataset.root} (their hashes differ); give the one it was "
-            "trained on, or train again"
-        )
-    known = {
-        name: value
-        for name, value in manifest["settings"].items()
-        if name in RankSettings.__dataclass_fields__
-    }
-    settings = replace(RankSettings(), **known)
+    check_dataset(folder, manifest, dataset)
+    settings = recorded_settings(RankSettings, manifest)
     task = Task(manifest["task"])
     texts = None
     if manifest["texts"] is not None:
@@ -271,3 +293,23 @@ def restore(folder: Path, dataset: Dataset) -> tuple[Setup, dict[str, Any]]:
     model = build_model(settings, task, dataset, texts, manifest["position_rows"])
     checkpoint.load_into(model, weights.tensors, source=str(folder))
     return Setup(settings, task, dataset, None, texts, model), manifest
+
+
+def check_dataset(folder: Path, manifest: Mapping[str, Any], dataset: Dataset) -> None:
+    """Raise a UserError unless the checkpoint was trained on this dataset."""
+    if manifest["data_hash"] != dataset.data_hash:
+        raise UserError(
+            f"{folder} was trained on another dataset than {dataset.root} (their hashes differ); give the one it was "
+            "trained on, or train again"
+        )
+
+
+def recorded_settings(kind: type[S], manifest: Mapping[str, Any]) -> S:
+    """The settings in a manifest; what a later version has dropped is passed over, what it has added has its default.
+
+    Args:
+        kind: the dataclass.
+        manifest: of a checkpoint.
+    """
+    known = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in manifest["settings"].items() if name in known})

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from lsvcr.models import checkpoint
 from lsvcr.schema import BEST_DIR, LAST_DIR, MANIFEST_FILE, METRICS_FILE, METRICS_LOG_FILE
-from lsvcr.settings import RankSettings
-from lsvcr.training.rank_freeze import frozen_groups
+from lsvcr.training.rank_contract import Evaluated
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_dir, read_json, recover
 
@@ -59,15 +58,16 @@ class RunFolder:
     """Reads and writes the artefacts of one run.
 
     Args:
-        settings: of the run; `output_dir` is the folder.
-        about: origin of the weights, see `rank_setup.about`.
+        setup: of the run; its settings' `output_dir` is the folder.
+        processes: how many train.
         precision: mixed precision of the run (`no`, `bf16`, `fp16`).
     """
 
-    def __init__(self, settings: RankSettings, about: Mapping[str, Any], precision: str) -> None:
-        self.path = Path(settings.output_dir)
-        self._about = dict(about)
-        self._identity = _identity(settings, about, precision)
+    def __init__(self, setup: Evaluated, processes: int, precision: str) -> None:
+        self.path = Path(setup.settings.output_dir)
+        self._about = setup.about(processes)
+        self._defaults = asdict(type(setup.settings)())
+        self._identity = _identity(setup, self._about, precision)
 
     @property
     def best(self) -> Path:
@@ -106,7 +106,7 @@ class RunFolder:
         manifest = read_json(self.last / MANIFEST_FILE)
         # A setting that an earlier version did not have had what is its default now.
         there = {
-            **asdict(RankSettings()),
+            **self._defaults,
             **(manifest.get("identity", {}) if isinstance(manifest, dict) else {}),
         }
         differing = [
@@ -168,16 +168,13 @@ class RunFolder:
         }
 
 
-def _identity(settings: RankSettings, about: Mapping[str, Any], precision: str) -> dict[str, Any]:
+def _identity(setup: Evaluated, about: Mapping[str, Any], precision: str) -> dict[str, Any]:
     """What a run and its continuation must share, flat, so that a message can name it."""
-    chosen = {name: value for name, value in asdict(settings).items() if name not in _FREE}
-    texts, parent = about["texts"], about["parent"]
-    return chosen | {
-        "freeze": ",".join(frozen_groups(settings.freeze)),
+    chosen = {name: value for name, value in asdict(setup.settings).items() if name not in _FREE}
+    return {
+        **chosen,
+        **setup.identity(about),
         "data hash": about["data_hash"],
-        "stage-one checkpoint": None if parent is None else parent["manifest"],
-        "video text vectors": None if texts is None else texts["videos"]["sha256"],
-        "comment text vectors": None if texts is None else texts["comments"]["sha256"],
         "number of processes": about["processes"],
         "mixed precision": precision,
     }

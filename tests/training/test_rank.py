@@ -227,7 +227,7 @@ def test_interrupted_run_equals_the_uninterrupted_one(
 def test_a_kill_between_the_two_renames_of_last_loses_nothing(data: Path, tmp_path: Path) -> None:
     chosen = settings(data, tmp_path, num_train_epochs=1)
     run(chosen)
-    folder = training.RunFolder(chosen, training.about(training.set_up(chosen), 1), "no")
+    folder = training.RunFolder(training.set_up(chosen), 1, "no")
     before = folder.find()
     (tmp_path / "last").rename(tmp_path / ".old-0123abcd-last")
     assert before is not None and folder.find() == before
@@ -283,7 +283,7 @@ def test_accumulated_gradient_is_the_mean_not_the_last_micro_batch(data: Path, t
         )
         accelerator = training.start_accelerator()
         setup = training.set_up(chosen)
-        folder = training.RunFolder(chosen, training.about(setup, 1), "no")
+        folder = training.RunFolder(setup, 1, "no")
         with pytest.raises(Stop):
             Spy(accelerator, setup, folder).train(None)
     assert_equal(grads[0], grads[1], tolerance=1e-5)

@@ -1,0 +1,247 @@
+"""SASRec (Kang and McAuley 2018, arXiv 1808.09781): a causal transformer over video ids, trained at every position.
+
+The losses are what later work found decisive: softmax over the whole catalogue (the default, as in Klenitskiy and
+Vasilev 2023) or over sampled videos, binary cross-entropy with one negative (the original), and gBCE with many
+(gSASRec, Petrov and Macdonald 2023, arXiv 2308.07192).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lsvcr.baselines.registry import Entry
+from lsvcr.data.rank import RankBatch
+from lsvcr.data.rank_sequences import SequenceBatch, SequenceData, Share
+from lsvcr.data.store import Dataset
+from lsvcr.losses.linear import linear_cross_entropy
+from lsvcr.losses.ranking import gbce_beta
+from lsvcr.losses.scores import binary_of_scores, softmax_of_scores
+from lsvcr.models.base import TrainedModel
+from lsvcr.nn.attention import LAYER_NORM_EPS, initialise
+from lsvcr.nn.dropout import Dropout
+from lsvcr.nn.similarity import unit
+from lsvcr.nn.transformer import Activation, Block, NormPlace
+from lsvcr.schema import PAD
+from lsvcr.settings import BaselineSettings, option
+from lsvcr.utils.errors import UserError
+
+Loss = Literal["softmax", "bce", "gbce"]
+Positions = Literal["end", "start", "none"]
+
+
+@dataclass
+class SasrecSettings(BaselineSettings):
+    """Settings of `lsvcr train sasrec`; the defaults are those of the well-tuned SASRec of the literature."""
+
+    hidden: int = option(64, "width d")
+    layers: int = option(2, "transformer blocks")
+    heads: int = option(1, "attention heads")
+    inner: int = option(64, "inner width of the feed-forward layers")
+    dropout: float = option(0.1, "dropout on hidden states")
+    attention_dropout: float = option(0.1, "dropout on attention weights")
+    norm: NormPlace = option("first", "LayerNorm before each sub-layer, or after it")
+    activation: Activation = option("relu", "of the feed-forward layers")
+    positions: Positions = option(
+        "end", "learned positions counted from the latest video or the oldest, or none"
+    )
+    scale_items: bool = option(True, "multiply the video vectors that are read by the square root of hidden")
+    loss: Loss = option(
+        "softmax", "softmax, over all videos or neg_video_num; or bce or gbce with neg_video_num negatives"
+    )
+    gbce_t: float = option(0.75, "gbce: calibration from 0 (bce) to 1 (as if all videos were negatives)")
+    share_negatives: Share = option("position", "each target has negatives of its own, or shares them")
+    score: Literal["inner", "cosine"] = option("inner", "inner product, or cosine, of user and video")
+    temperature: float = option(1.0, "divides the scores; cosine needs a small one, such as 0.07")
+    windows: bool = option(
+        False, "train on all of a history longer than max_his, window by window; False: on its latest videos"
+    )
+
+
+class SASRec(TrainedModel):
+    """The model, on histories that are padded on the right.
+
+    Args:
+        n_videos: size of the catalogue.
+        max_his: longest history.
+        hidden, layers, heads, inner, dropout, attention_dropout, norm, activation: of the transformer.
+        positions: what learned positions are counted from.
+        scale_items: multiply video vectors by sqrt(hidden) where they are read.
+        loss: of a training batch; `beta` is the weight of the target's part in the binary losses.
+        cosine: score by cosine, not by inner product.
+        temperature: divides the scores in training.
+    """
+
+    def __init__(
+        self,
+        n_videos: int,
+        max_his: int,
+        *,
+        hidden: int = 64,
+        layers: int = 2,
+        heads: int = 1,
+        inner: int = 64,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        norm: NormPlace = "first",
+        activation: Activation = "relu",
+        positions: Positions = "end",
+        scale_items: bool = True,
+        loss: Loss = "softmax",
+        beta: float = 1.0,
+        cosine: bool = False,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.items = nn.Embedding(n_videos + 1, hidden, padding_idx=PAD)
+        self.positions = None if positions == "none" else nn.Embedding(max_his, hidden)
+        self.from_end, self.max_his = positions == "end", max_his
+        self.scale = hidden**0.5 if scale_items else 1.0
+        self.dropout = Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(hidden, heads, inner, dropout, attention_dropout, norm, activation) for _ in range(layers)
+        )
+        # Where the norm comes last, the last block has just normalised.
+        self.norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS) if norm == "first" else nn.Identity()
+        self.loss, self.beta, self.cosine, self.temperature = loss, beta, cosine, temperature
+        self.apply(initialise)
+
+    def training_loss(self, batch: SequenceBatch) -> dict[str, Tensor]:
+        """`loss`, a scalar: the mean over the targets of the batch."""
+        states = self.states(batch.video_ids)
+        real = batch.targets != PAD
+        users, targets = self._scorable(states[real]) / self.temperature, batch.targets[real]  # (P, d), (P,)
+        if batch.negatives.numel() == 0:
+            return {"loss": linear_cross_entropy(users, self._scorable(self.items.weight), targets)}
+        own = (users * self._scorable(self.items(targets))).sum(dim=-1)
+        others, drawn = self._sampled_scores(users, real, batch.negatives)
+        same = drawn == targets.unsqueeze(1)
+        if self.loss == "softmax":
+            return {"loss": softmax_of_scores(own, others, same)}
+        return {"loss": binary_of_scores(own, others, same, self.beta)}
+
+    def user_vectors(self, batch: RankBatch) -> Tensor:
+        """(B, d) float32: the state of the latest video."""
+        last = (batch.video_ids != PAD).sum(dim=1).sub(1).clamp(min=0)
+        states = self.states(batch.video_ids)
+        return self._scorable(states[torch.arange(len(last), device=last.device), last])
+
+    def item_vectors(self) -> Tensor:
+        """(N + 1, d) float32 by index; row 0 is padding."""
+        return self._scorable(self.items.weight)
+
+    def states(self, video_ids: Tensor) -> Tensor:
+        """Histories (B, L), L <= max_his, padded with 0 on the right -> (B, L, d)."""
+        x = self.items(video_ids) * self.scale
+        if self.positions is not None:
+            x = x + self.positions(self._places(video_ids))
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x)
+        finished: Tensor = self.norm(x)
+        return finished
+
+    def _places(self, video_ids: Tensor) -> Tensor:
+        """Rows of the position table: (B, L), or (L,) where they are counted from the oldest."""
+        steps = torch.arange(video_ids.shape[1], device=video_ids.device)
+        if not self.from_end:
+            return steps
+        lengths = (video_ids != PAD).sum(dim=1, keepdim=True)
+        # Padding gets the latest place; no real step sees it.
+        return (self.max_his - lengths + steps).clamp(max=self.max_his - 1)
+
+    def _scorable(self, vectors: Tensor) -> Tensor:
+        return unit(vectors) if self.cosine else vectors.float()
+
+    def _sampled_scores(self, users: Tensor, real: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (P, K) of each target's negatives, and which videos they are.
+
+        Args:
+            users: (P, d) of the real positions.
+            real: (B, L) bool, which they are.
+            negatives: (B, L, K), (B, K) or (K,).
+        """
+        vectors = self._scorable(self.items(negatives if negatives.dim() < 3 else negatives[real]))
+        if negatives.dim() == 1:
+            return users @ vectors.T, negatives.expand(len(users), -1)
+        if negatives.dim() == 3:
+            return (vectors @ users.unsqueeze(-1)).squeeze(-1), negatives[real]
+        # Products of whole sequences, of which the real positions are kept.
+        spread = users.new_zeros(*real.shape, users.shape[1]).masked_scatter(real.unsqueeze(-1), users)
+        owner = real.nonzero()[:, 0]
+        return (spread @ vectors.transpose(1, 2))[real], negatives[owner]
+
+
+def build(settings: SasrecSettings, dataset: Dataset) -> SASRec:
+    """The model of these settings.
+
+    Raises:
+        UserError: settings that do not go together.
+    """
+    check(settings, dataset)
+    return SASRec(
+        dataset.n_videos,
+        settings.max_his,
+        hidden=settings.hidden,
+        layers=settings.layers,
+        heads=settings.heads,
+        inner=settings.inner,
+        dropout=settings.dropout,
+        attention_dropout=settings.attention_dropout,
+        norm=settings.norm,
+        activation=settings.activation,
+        positions=settings.positions,
+        scale_items=settings.scale_items,
+        loss=settings.loss,
+        beta=_beta(settings, dataset),
+        cosine=settings.score == "cosine",
+        temperature=settings.temperature,
+    )
+
+
+def check(settings: SasrecSettings, dataset: Dataset) -> None:
+    """Raise a UserError where settings are out of range or do not go together."""
+    for flag in ("hidden", "layers", "heads", "inner", "temperature"):
+        if getattr(settings, flag) <= 0:
+            raise UserError(f"--{flag} {getattr(settings, flag)} must be above 0")
+    if settings.hidden % settings.heads:
+        raise UserError(f"--hidden {settings.hidden} must be a multiple of --heads {settings.heads}")
+    for flag in ("dropout", "attention_dropout"):
+        if not 0 <= getattr(settings, flag) < 1:
+            raise UserError(f"--{flag} {getattr(settings, flag)} must be at least 0 and below 1")
+    if not 0 <= settings.gbce_t <= 1:
+        raise UserError(f"--gbce_t {settings.gbce_t} must be between 0 and 1")
+    if settings.loss != "softmax" and not settings.neg_video_num:
+        raise UserError(
+            f"--loss {settings.loss} learns from sampled negatives: give --neg_video_num, such as "
+            f"{1 if settings.loss == 'bce' else 256}"
+        )
+    if settings.loss == "gbce" and settings.neg_video_num >= dataset.n_videos:
+        raise UserError(
+            f"--neg_video_num {settings.neg_video_num}: a target has {dataset.n_videos - 1} negatives in "
+            f"{dataset.root}; gbce wants at most as many"
+        )
+
+
+def _beta(settings: SasrecSettings, dataset: Dataset) -> float:
+    if settings.loss != "gbce":
+        return 1.0
+    return gbce_beta(settings.neg_video_num, dataset.n_videos, settings.gbce_t)
+
+
+def train_data(settings: SasrecSettings, dataset: Dataset) -> SequenceData:
+    """A row a user's sequence, or a window of it."""
+    return SequenceData(dataset, settings.max_his, share=settings.share_negatives, windows=settings.windows)
+
+
+ENTRIES = (
+    Entry(
+        "sasrec",
+        "Causal transformer over video ids: softmax (the default), sampled softmax, BCE or gBCE.",
+        SasrecSettings,
+        build,
+        train_data,
+        instead="popularity",
+    ),
+)

@@ -1,0 +1,45 @@
+"""`lsvcr train NAME`: any recommender of the registry through the loop, the checkpoints and the test of stage two."""
+
+from typing import Any
+
+from accelerate import Accelerator
+
+from lsvcr.settings import FittedSettings
+from lsvcr.training.baseline_setup import FittedSetup, TrainedSetup, set_up
+from lsvcr.training.rank import run_setup, start_accelerator
+from lsvcr.training.rank_evaluate import final_test, show
+from lsvcr.training.rank_state import Progress, RunFolder
+from lsvcr.utils.distributed import barrier, is_main, world_size
+
+
+def run(name: str, settings: FittedSettings) -> dict[str, Any]:
+    """Train or fit a recommender, keep the best checkpoint, test it once; an interrupted run goes on where it was.
+
+    Args:
+        name: of the registry.
+        settings: of the class that the registry has for it.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    accelerator = start_accelerator()
+    setup = set_up(name, settings)
+    if isinstance(setup, TrainedSetup):
+        return run_setup(accelerator, setup)
+    return _fitted(accelerator, setup)
+
+
+def _fitted(accelerator: Accelerator, setup: FittedSetup) -> dict[str, Any]:
+    """Keep and test what has been fitted: always anew, for that is quick."""
+    folder = RunFolder(setup, world_size(), accelerator.mixed_precision)
+    if is_main():
+        folder.clear()
+        folder.save_best(setup.model, Progress(), {})
+    barrier()
+    setup.model.to(accelerator.device)
+    report = final_test(setup, folder, accelerator.device)
+    show(report)
+    return report
