@@ -5,6 +5,7 @@ This is the loss and the training loop; `generative_decode` generates, `groundin
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from lsvcr.utils.logging import MetricsWriter, get_logger, progress
 from lsvcr.utils.precision import compute_dtype
 from lsvcr.utils.seeding import generator, seed_everything
 
-Schedule = Callable[[int, int, float, str], float]
+Schedule = Callable[[int, int, float, Literal["cosine", "linear", "constant"]], float]
 """(step, total steps, warm-up ratio, kind) -> factor of the peak learning rate."""
 
 _ORDER, _DROPOUT, _INITIALISATION = range(1, 4)

@@ -66,7 +66,9 @@ def add_lora(
 def _known(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
     """The named layers, after checking that there are such."""
     linear = {
-        name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)
+        name.rpartition(".")[2]
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D)
     }
     for name in targets:
         if name not in linear:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lsvcr import cli, settings
+from lsvcr.baselines import generative_settings
 from tests.guards.source import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -24,6 +25,10 @@ FLAGS = {
     "export-official": settings.ExportOfficialSettings,
     "embed": settings.EmbedSettings,
     "convert": settings.ConvertSettings,
+    "alpaca": generative_settings.AlpacaSettings,
+    "tune": generative_settings.TuneSettings,
+    "generate": generative_settings.GenerateSettings,
+    "ground": generative_settings.GroundSettings,
     "evaluate": cli.EvaluateSettings,
     "table": cli.TableSettings,
     "report": settings.ReportSettings,
@@ -107,6 +112,8 @@ def test_every_example_of_the_command_line_parses(name):
         "convert": ["checkpoint"],
         "export-official": ["data"],
         "report": ["run"],
+        "generate": ["run"],
+        "ground": ["run"],
     }.get(name, [])
     words = shlex.split(cli.COMMANDS[name].example)
     assert words[:2] == ["lsvcr", name]
