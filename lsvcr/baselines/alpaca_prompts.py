@@ -164,7 +164,9 @@ def collate(examples: Sequence[Example], pad: int, train_on_inputs: bool) -> LmB
         train_on_inputs: the prompt's tokens count too (but for the first, which nothing predicts).
     """
     ids, mask = left_padded([[*example.prompt, *example.answer] for example in examples], pad)
-    labels = ids.masked_fill(~mask, IGNORED)
+    # Nothing stands before a row's first token that could predict it, padding least of all.
+    first = mask & (mask.cumsum(dim=1) == 1)
+    labels = ids.masked_fill(~mask | first, IGNORED)
     if not train_on_inputs:
         answers = torch.tensor([len(example.answer) for example in examples])
         before = torch.arange(ids.shape[1])[None, :] < ids.shape[1] - answers[:, None]

@@ -86,6 +86,6 @@ def test_padding_is_left_and_labels_are_told_by_their_place() -> None:
     ]
 
 
-def test_on_inputs_every_real_token_counts() -> None:
+def test_on_inputs_every_token_counts_that_another_stands_before() -> None:
     batch = collate([Example([5, 6], [7, 2]), Example([2], [2])], pad=2, train_on_inputs=True)
-    assert batch.labels.tolist() == [[5, 6, 7, 2], [-100, -100, 2, 2]]
+    assert batch.labels.tolist() == [[-100, 6, 7, 2], [-100, -100, -100, 2]]
