@@ -49,7 +49,7 @@ def ground_page(report: Mapping[str, Any], curves: Mapping[str, tuple[str, Curve
 
 
 def gamma_axis(gammas: Sequence[float]) -> Axis:
-    """A logarithmic axis from half the smallest gamma above 0, where 0 is drawn, to the largest; marked at powers of 10."""
+    """A logarithmic axis from half the smallest gamma above 0, where 0 is, to the largest; powers of 10 are marked."""
     above = [gamma for gamma in gammas if gamma > 0]
     low, high = min(above) / 2, max(above)
     powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)

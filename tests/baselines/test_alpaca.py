@@ -68,7 +68,10 @@ def test_each_record_draws_one_of_several_instructions(tiny_dataset: Dataset) ->
     said = [record.instruction for record in source.records(Split.TRAIN, rows)]
     assert set(said) == {"One?", "Two?"}
     # A record's words do not depend on the others that are asked for.
-    assert [next(source.records(Split.TRAIN, rows[i : i + 1])).instruction for i in (3, 0)] == [said[3], said[0]]
+    assert [next(source.records(Split.TRAIN, rows[i : i + 1])).instruction for i in (3, 0)] == [
+        said[3],
+        said[0],
+    ]
 
 
 def test_the_file_is_json_lines(tiny_dataset: Dataset, tmp_path: Path) -> None:

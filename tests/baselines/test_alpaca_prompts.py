@@ -7,7 +7,10 @@ from lsvcr.baselines.alpaca_prompts import Example, PromptWriter, collate
 from lsvcr.llm.tiny import tiny_tokenizer
 from lsvcr.utils.errors import UserError
 
-TEMPLATE = "{% for m in messages %}<s>{{ m.role }}:{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant:{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m.role }}:{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant:{% endif %}"
+)
 
 
 def record(*titles: str) -> Record:

@@ -33,7 +33,9 @@ def settings(beams: int, returned: int, max_new: int = 16, length_penalty: float
     return BeamSettings(beams, returned, max_new, length_penalty, END, PAD)
 
 
-def theirs(model: Any, prompt: list[int], wanted: BeamSettings, trie: TitleTrie | None) -> list[tuple[Any, float]]:
+def theirs(
+    model: Any, prompt: list[int], wanted: BeamSettings, trie: TitleTrie | None
+) -> list[tuple[Any, float]]:
     """What transformers' `generate` gives for one prompt."""
     config = GenerationConfig(
         num_beams=wanted.beams,
@@ -50,7 +52,9 @@ def theirs(model: Any, prompt: list[int], wanted: BeamSettings, trie: TitleTrie 
     allowed = None if trie is None else trie.prefix_allowed_tokens(len(prompt))
     made = model.generate(torch.tensor([prompt]), generation_config=config, prefix_allowed_tokens_fn=allowed)
     answers = []
-    for row, score in zip(made.sequences[:, len(prompt) :].tolist(), made.sequences_scores.tolist(), strict=True):
+    for row, score in zip(
+        made.sequences[:, len(prompt) :].tolist(), made.sequences_scores.tolist(), strict=True
+    ):
         answers.append((tuple(row[: row.index(END)] if END in row else row), score))
     return answers
 
@@ -71,7 +75,9 @@ def test_it_finds_what_transformers_finds(world: Any, constrained: bool, length_
 def test_a_score_is_the_mean_log_probability(world: Any) -> None:
     model, prompts, trie = world
     for constraint in (None, trie):
-        for prompt, found in zip(prompts, beam_search(model, prompts, settings(2, 2), constraint), strict=True):
+        for prompt, found in zip(
+            prompts, beam_search(model, prompts, settings(2, 2), constraint), strict=True
+        ):
             for hypothesis in found:
                 answer = [*hypothesis.tokens, END][:16]
                 with torch.no_grad():
@@ -124,7 +130,10 @@ def test_the_trie_knows_what_may_follow() -> None:
     told = trie.prefix_allowed_tokens(2)
     assert told(0, torch.tensor([1, 1, 5])) == [6, 9] and told(0, torch.tensor([1, 1, 5, 9])) == [9]
     mask = trie.mask([trie.root, Node(0, 0, 1)], 10)
-    assert mask.tolist() == [[0.0 if token in (5, 7) else -torch.inf for token in range(10)], [-torch.inf] * 10]
+    assert mask.tolist() == [
+        [0.0 if token in (5, 7) else -torch.inf for token in range(10)],
+        [-torch.inf] * 10,
+    ]
 
 
 @pytest.mark.parametrize("sequences", [[], [(5, 6)], [(5, 9, 6, 9)], [()]])
