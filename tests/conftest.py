@@ -46,3 +46,11 @@ def tiny_llm(_tiny_llm):
 
     model, tokenizer = _tiny_llm
     return deepcopy(model), tokenizer
+
+
+@pytest.fixture(scope="session")
+def generative_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tuned tiny LLM with free and constrained generations of the tiny world; only to be read."""
+    from tests.generative_world import make_run
+
+    return make_run(tiny_data, tmp_path_factory.mktemp("generative") / "run")

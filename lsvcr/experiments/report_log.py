@@ -16,8 +16,8 @@ CHANCE = "_chance"
 _STEPS = 1 << 63
 _CUTOFF = re.compile(r"@\d+")
 
-Series = Mapping[int, float | None]
-"""Value by step, steps rising; None where it was not finite."""
+Series = Mapping[Any, float | None]
+"""Value by step (or by another number), rising; None where it was not finite."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Chart:
     series: Mapping[str, Series]
 
     @property
-    def steps(self) -> list[int]:
-        """All steps at which one of the series has an entry, rising."""
+    def steps(self) -> list[Any]:
+        """All steps (or other numbers) at which one of the series has an entry, rising."""
         return sorted({step for values in self.series.values() for step in values})
 
 

@@ -32,12 +32,26 @@ def figure(chart: Chart, last_step: int, name: str) -> Html:
         last_step: the right end of the step axis, the same for all charts of a page.
         name: unique on the page, for the picture's accessible title.
     """
+    return figure_over(chart, step_axis(last_step), "step", name)
+
+
+def figure_over(chart: Chart, across: Axis, unit: str, name: str) -> Html:
+    """As `figure`, over any numbers instead of steps.
+
+    Args:
+        chart: what to draw; the keys of its series are what it is drawn over.
+        across: the axis of these numbers; what lies outside it is drawn at its ends.
+        unit: their name.
+        name: unique on the page.
+    """
     values = [value for series in chart.series.values() for value in series.values() if value is not None]
     if not values:
         return tag("figure", tag("figcaption", chart.title), tag("p", "No finite value.", class_="soft"))
-    across, up = step_axis(last_step), value_axis(values)
+    up = value_axis(values)
     caption = tag("figcaption", chart.title, *([tag("span", " log scale", class_="soft")] if up.log else []))
-    return tag("figure", caption, _legend(chart), _picture(chart, across, up, name), _values(chart))
+    return tag(
+        "figure", caption, _legend(chart), _picture(chart, across, up, (name, unit)), _values(chart, unit)
+    )
 
 
 def number(value: float | None) -> str:
@@ -45,7 +59,7 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def thinned(points: Sequence[tuple[int, float | None]], most: int) -> list[tuple[int, float | None]]:
+def thinned(points: Sequence[tuple[float, float | None]], most: int) -> list[tuple[float, float | None]]:
     """At most about `most` points of a line, in order: of each stretch its lowest and its highest, and both ends.
 
     A gap (None) stays where a whole stretch has nothing else.
@@ -68,14 +82,15 @@ def spread(count: int, most: int) -> list[int]:
     return [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
-def _picture(chart: Chart, across: Axis, up: Axis, name: str) -> Html:
-    parts = [*_grid(across, up), *_bands(chart, across)]
+def _picture(chart: Chart, across: Axis, up: Axis, names: tuple[str, str]) -> Html:
+    name, unit = names
+    parts = [*_grid(across, up, unit), *_bands(chart, across, unit)]
     for series_name, mark in _marks(chart).items():
         parts += _line(chart.series[series_name], mark, across, up)
     return tag(
         "svg",
-        tag("title", f"{chart.title} by step", id=f"{name}-title"),
-        tag("desc", _told(chart), id=f"{name}-about"),
+        tag("title", f"{chart.title} by {unit}", id=f"{name}-title"),
+        tag("desc", _told(chart, unit), id=f"{name}-about"),
         *parts,
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
@@ -83,7 +98,7 @@ def _picture(chart: Chart, across: Axis, up: Axis, name: str) -> Html:
     )
 
 
-def _grid(across: Axis, up: Axis) -> Iterator[Html]:
+def _grid(across: Axis, up: Axis, unit: str) -> Iterator[Html]:
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     for mark in up.marks:
         y = _y(up, mark)
@@ -92,9 +107,9 @@ def _grid(across: Axis, up: Axis) -> Iterator[Html]:
     for mark in across.marks:
         x = _x(across, mark)
         yield tag("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis")
-        yield tag("text", f"{mark:,.0f}", x=x, y=bottom + 16, text_anchor="middle")
+        yield tag("text", f"{mark:,.10g}", x=x, y=bottom + 16, text_anchor="middle")
     yield tag("line", x1=LEFT, x2=right, y1=bottom, y2=bottom, class_="axis")
-    yield tag("text", "step", x=(LEFT + right) / 2, y=HEIGHT - 4, text_anchor="middle")
+    yield tag("text", unit, x=(LEFT + right) / 2, y=HEIGHT - 4, text_anchor="middle")
 
 
 def _clean(mark: float, axis: Axis) -> float:
@@ -117,7 +132,7 @@ def _line(series: Series, mark: str, across: Axis, up: Axis) -> Iterator[Html]:
         yield tag("circle", cx=x, cy=y, r=2, class_=f"dot {mark}")
 
 
-def _bands(chart: Chart, across: Axis) -> Iterator[Html]:
+def _bands(chart: Chart, across: Axis, unit: str) -> Iterator[Html]:
     """Upright bands that tell the values at a step when the pointer is on them."""
     steps = chart.steps
     shown = [steps[i] for i in spread(len(steps), BANDS)]
@@ -128,7 +143,7 @@ def _bands(chart: Chart, across: Axis) -> Iterator[Html]:
         rows = [f"{name}: {number(s[step])}" for name, s in chart.series.items() if step in s]
         yield tag(
             "rect",
-            tag("title", "\n".join([f"step {step:,}", *rows])),
+            tag("title", "\n".join([f"{unit} {step:,}", *rows])),
             x=round(left, 1),
             y=TOP,
             width=round(right - left, 1),
@@ -163,7 +178,7 @@ def _legend(chart: Chart) -> Html:
     return tag("div", *entries, class_="legend")
 
 
-def _told(chart: Chart) -> str:
+def _told(chart: Chart, unit: str) -> str:
     """The curves in a sentence."""
     parts = []
     for name, series in chart.series.items():
@@ -173,14 +188,14 @@ def _told(chart: Chart) -> str:
             continue
         (first, begin), (last, end) = points[0], points[-1]
         low, high = min(value for _, value in points), max(value for _, value in points)
-        said = f"{number(begin)} at step {first:,}"
+        said = f"{number(begin)} at {unit} {first:,}"
         if len(points) > 1:
-            said += f", {number(end)} at step {last:,}, between {number(low)} and {number(high)}"
+            said += f", {number(end)} at {unit} {last:,}, between {number(low)} and {number(high)}"
         parts.append(said if len(chart.series) == 1 else f"{name}: {said}")
     return "; ".join(parts)
 
 
-def _values(chart: Chart) -> Html:
+def _values(chart: Chart, unit: str) -> Html:
     steps = chart.steps
     shown = [steps[i] for i in spread(len(steps), TABLE_ROWS)]
     rows = [
@@ -190,9 +205,9 @@ def _values(chart: Chart) -> Html:
     summary = (
         "values"
         if len(shown) == len(steps)
-        else f"values ({len(shown)} of {len(steps):,} steps; metrics.jsonl has all)"
+        else f"values ({len(shown)} of {len(steps):,} {unit}s; metrics.jsonl has all)"
     )
-    return details(summary, table(["step", *chart.series], rows))
+    return details(summary, table([unit, *chart.series], rows))
 
 
 def _x(axis: Axis, step: float) -> float:

@@ -1,9 +1,15 @@
 """Finished runs of stage two and of `lsvcr train`, found by folder: the input of every table and comparison."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from lsvcr.data.store import Dataset
 from lsvcr.evaluation.result import Result, load_rows
-from lsvcr.schema import Task
+from lsvcr.schema import BEST_DIR, Split, Task
+from lsvcr.training.rank_setup import restore
 from lsvcr.training.rank_state import ROWS_FILE
 from lsvcr.utils.errors import UserError
 
@@ -48,3 +54,28 @@ def load_task_runs(folder: str | Path, protocol: str = "full") -> dict[Task, Res
     if not found:
         raise UserError(f"{folder} is no finished run, and has no folder Rec or CommRank with one")
     return found
+
+
+def collaborative_scores(
+    folder: str | Path, dataset: Dataset, split: Split
+) -> Callable[[np.ndarray], np.ndarray]:
+    """What a stage-two run on Rec scores the catalogue with: sample numbers (B,) of `split` -> (B, N + 1) float32.
+
+    Raises:
+        UserError: no stage-two checkpoint, one of another dataset or task.
+    """
+    best = Path(folder) / BEST_DIR
+    setup, _ = restore(best if best.is_dir() else Path(folder), dataset)
+    if setup.task is not Task.REC:
+        raise UserError(f"{folder} ranks comments; give a run on Rec")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, data = setup.model.to(device).eval(), setup.data(split)
+    with torch.no_grad():
+        items = model.item_vectors().float()
+
+    @torch.no_grad()
+    def scores(rows: np.ndarray) -> np.ndarray:
+        users = model.user_vectors(data.evaluation(rows).to(device)).float()
+        return (users @ items.T).cpu().numpy()
+
+    return scores

@@ -1,5 +1,6 @@
 """LoRA adapters in peft's own format: put on, saved with proof, loaded without guessing."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,11 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from lsvcr.llm.families import lora_targets
 from lsvcr.llm.lora_linear import fuse_lora
 from lsvcr.llm.quiet import quiet
 from lsvcr.nn.dropout import Dropout
+from lsvcr.utils.arguments import nearest
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import read_json, write_json
 from lsvcr.utils.logging import get_logger
@@ -24,14 +27,21 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 logger = get_logger(__name__)
 
 
-def add_lora(model: PreTrainedModel, r: int, alpha: int, dropout: float) -> PeftModel:
-    """Freeze `model` and put trainable LoRA on every linear projection of attention and MLP.
+def add_lora(
+    model: PreTrainedModel, r: int, alpha: int, dropout: float, targets: Sequence[str] | None = None
+) -> PeftModel:
+    """Freeze `model` and put trainable LoRA on linear projections of attention and MLP: all, or those named.
 
     The adapters have the dtype of the weights they sit on: beside bf16 weights fp32 adapters cost nearly half
     the speed. A is initialised from torch's global generator, B is zero, so the output is unchanged at first.
 
+    Args:
+        model: the LLM.
+        r, alpha, dropout: of LoRA.
+        targets: last parts of layers' names, such as `q_proj`; None = every linear projection.
+
     Raises:
-        UserError: rank or dropout out of range.
+        UserError: rank or dropout out of range, or a target that the LLM has not.
     """
     if r < 1 or not 0 <= dropout < 1:
         raise UserError(
@@ -42,7 +52,7 @@ def add_lora(model: PreTrainedModel, r: int, alpha: int, dropout: float) -> Peft
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=lora_targets(model),
+        target_modules=lora_targets(model) if targets is None else _known(model, targets),
         bias="none",
     )
     with quiet():
@@ -53,6 +63,20 @@ def add_lora(model: PreTrainedModel, r: int, alpha: int, dropout: float) -> Peft
                 layer.lora_dropout[name] = Dropout(drop.p)
     fuse_lora(adapted)
     return adapted
+
+
+def _known(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
+    """The named layers, after checking that there are such."""
+    linear = {
+        name.rpartition(".")[2]
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D)
+    }
+    for name in targets:
+        if name not in linear:
+            hint = nearest(name, linear) or f"it has {', '.join(sorted(linear))}"
+            raise UserError(f"--lora_targets: this LLM has no layer {name!r}; {hint}")
+    return list(targets)
 
 
 def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ from lsvcr.serving.errors import BadRequest
 from lsvcr.serving.snapshot import Snapshot
 from lsvcr.serving.types import RawId, Unknown
 
-
 _VISIT = {"video", "comments"}
 
 

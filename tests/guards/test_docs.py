@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lsvcr import cli, settings
+from lsvcr.baselines import generative_settings
 from lsvcr.baselines.registry import entries
 from tests.guards.source import ROOT
 
@@ -27,6 +28,10 @@ FLAGS = {
     "embed": settings.EmbedSettings,
     "convert": settings.ConvertSettings,
     "train": settings.BaselineSettings,
+    "alpaca": generative_settings.AlpacaSettings,
+    "tune": generative_settings.TuneSettings,
+    "generate": generative_settings.GenerateSettings,
+    "ground": generative_settings.GroundSettings,
     "evaluate": cli.EvaluateSettings,
     "table": cli.TableSettings,
     "report": settings.ReportSettings,
@@ -121,6 +126,8 @@ def test_every_example_of_the_command_line_parses(name):
         "report": ["run"],
         "recommend": ["bundle"],
         "serve": ["bundle"],
+        "generate": ["run"],
+        "ground": ["run"],
     }.get(name, [])
     words = shlex.split(cli.COMMANDS[name].example)
     assert words[:2] == ["lsvcr", name]
