@@ -27,6 +27,7 @@ FLAGS = {
     "evaluate": cli.EvaluateSettings,
     "table": cli.TableSettings,
     "report": settings.ReportSettings,
+    "compare": settings.CompareSettings,
 }
 EACH = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
