@@ -281,7 +281,7 @@ def parse_runs(words: Sequence[str]) -> dict[str, str]:
     """Folder by label, in the order given.
 
     Args:
-        words: each `LABEL=FOLDER`, where FOLDER holds the runs Rec/ and CommRank/ (one of them is enough).
+        words: each `LABEL=FOLDER`, where FOLDER holds the runs Rec/ and CommRank/ (one of them is enough) or is a run.
 
     Raises:
         UserError: no run, a word of another form, or a label that comes twice or is the table's own.

@@ -375,7 +375,8 @@ class CompareSettings:
     data: str = option("", "prepared dataset")
     models: str = option(
         "all",
-        "names with commas between them, as `lsvcr compare --models list` shows them; all: what the data serve",
+        "names with commas between them (`--models list` shows them), or NAME:CONFIG for another of its YAML files; all: "
+        "what the data can serve",
     )
     out: str = option("", "folder of runs, logs and the comparison; the same command goes on in it")
     task: Literal["Rec", "CommRank"] = option("Rec", "what is ranked")

@@ -150,6 +150,12 @@ def known_ends(dataset: Dataset) -> np.ndarray:
     return ends
 
 
+def known_events(dataset: Dataset) -> np.ndarray:
+    """Positions of all liked videos that training may know of, int64, user by user."""
+    starts = dataset.video_events.offsets[:-1].astype(np.int64)
+    return ranges(starts, known_ends(dataset) - starts)
+
+
 def _place(
     dataset: Dataset, users: np.ndarray, ends: np.ndarray, videos: np.ndarray, times: np.ndarray
 ) -> np.ndarray:

@@ -13,8 +13,9 @@ from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from lsvcr.experiments.compare_figures import Row, columns, report_of
 from lsvcr.experiments.compare_job import Job, JobFailed, perform
-from lsvcr.experiments.compare_models import Recipe, check_samples, choose, job, recipe
+from lsvcr.experiments.compare_models import check_samples, choose
 from lsvcr.experiments.compare_page import comparison_page
+from lsvcr.experiments.compare_recipe import Recipe, job, recipe
 from lsvcr.experiments.compare_search import trials
 from lsvcr.experiments.compare_speed import answer_times
 from lsvcr.experiments.compare_text import markdown

@@ -10,7 +10,8 @@ from lsvcr.data.store import Dataset
 from lsvcr.evaluation.result import CONFIDENCE, RESAMPLES, Result, bootstrap_interval, same_protocol
 from lsvcr.evaluation.significance import holm, paired_all
 from lsvcr.experiments.compare_job import Job
-from lsvcr.experiments.compare_models import Member, Recipe
+from lsvcr.experiments.compare_models import Member
+from lsvcr.experiments.compare_recipe import Recipe
 from lsvcr.schema import Task
 from lsvcr.settings import CompareSettings
 from lsvcr.utils.errors import UserError
@@ -98,9 +99,9 @@ def report_of(
 def statistics(reference: str | None, metric: str) -> list[str]:
     """In sentences, what the numbers of a comparison mean."""
     said = [
-        f"Values are means over test rows and seeds. Intervals: {100 * CONFIDENCE:.0f} %, percentile bootstrap over the test "
-        f"rows ({RESAMPLES:,} resamples) of each row's value averaged over the seeds. The spread is the standard "
-        "deviation of the seeds' means, apart from that.",
+        f"Values are means over test rows and seeds. Intervals: {100 * CONFIDENCE:.0f} %, percentile bootstrap over "
+        f"the test rows ({RESAMPLES:,} resamples) of each row's value averaged over the seeds. The spread is the "
+        "standard deviation of the seeds' means, apart from that.",
     ]
     if reference is None:
         return [*said, "No baseline is in the table, so nothing was tested."]
@@ -139,8 +140,8 @@ def compared(
         reference: the row that the others are tested against; None = no tests.
 
     Returns:
-        By row `metrics` and `cold` (one metric; None where no row is cold, or every one): name -> `value`, `interval`, `by_seed`,
-        `spread` (None for one seed) and `versus` (None where there is no test).
+        By row `metrics` and `cold` (one metric; None where no row is cold, or every one): name -> `value`, `interval`,
+        `by_seed`, `spread` (None for one seed) and `versus` (None where there is no test).
 
     Raises:
         UserError: results of different protocols or rows.

@@ -39,6 +39,7 @@ class Job:
 
     Attributes:
         name: of the row.
+        entry: of the registry, if it is of `REGISTRY`.
         kind: who trains it.
         by: of `COMMENTS`: what is counted.
         task: value of the task.
@@ -50,6 +51,7 @@ class Job:
     """
 
     name: str
+    entry: str
     kind: str
     by: str
     task: str
@@ -65,8 +67,6 @@ class Job:
         """Sixteen hexadecimal digits that stand for everything that figures depend on."""
         content = {k: v for k, v in asdict(self).items() if k not in ("out", "name", "settings")}
         content["recipe"] = RECIPE
-        # The rows of LSVCR differ in their settings alone.
-        content["model"] = self.name if self.kind == REGISTRY else ""
         content["settings"] = {k: v for k, v in self.settings.items() if k not in FREE}
         return sha256_text(json.dumps(content, sort_keys=True))[:16]
 

@@ -1,14 +1,13 @@
 """What `lsvcr compare` can put into a row: every recommender of the registry, and LSVCR with and without its parts."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import lsvcr
 from lsvcr.baselines.registry import check_needs, entries
 from lsvcr.data.store import Dataset
-from lsvcr.experiments.compare_job import COMMENTS, REGISTRY, Job
+from lsvcr.experiments.compare_job import COMMENTS, REGISTRY
 from lsvcr.schema import (
     COMMENT_FULL_EMBEDDINGS_FILE,
     LIKES,
@@ -20,15 +19,11 @@ from lsvcr.schema import (
 from lsvcr.settings import BaselineSettings, CompareSettings, FittedSettings, RankSettings
 from lsvcr.training.rank_handover import find_stage_one
 from lsvcr.training.rank_texts import load_texts
-from lsvcr.utils.arguments import load_search, load_settings, nearest
+from lsvcr.utils.arguments import nearest
 from lsvcr.utils.errors import UserError
 
 ALL, LIST = "all", "list"
 LSVCR = "lsvcr"
-
-Search = Mapping[str, Sequence[Any]]
-RATES: Search = {"learning_rate": (1e-3, 3e-4, 3e-3, 1e-4, 1e-2), "weight_decay": (0.0, 1e-5, 1e-4, 1e-3)}
-"""What a trained model may try whose file has no `search` section: what all of them have."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +33,11 @@ class Member:
     Attributes:
         name: what a user types.
         summary: one sentence.
+        entry: of the registry, where it comes from there.
         kind: `REGISTRY`, `STAGE_TWO` or `COMMENTS`: who trains it.
         settings: dataclass of its settings.
         fixed: settings that make it what it is.
+        config: name or path of the YAML file; empty = that of the name.
         starts: LSVCR: `aligned` needs a stage-one run, `either` takes one if there is one, `untuned` never does.
     """
 
@@ -50,6 +47,8 @@ class Member:
     settings: type[FittedSettings] | type[RankSettings]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     starts: Literal["", "aligned", "either", "untuned"] = ""
+    entry: str = ""
+    config: str = ""
 
     @property
     def is_product(self) -> bool:
@@ -116,7 +115,7 @@ _OF_COMMENTS = (
 
 def members() -> dict[str, Member]:
     """Every row there can be, baselines first."""
-    registered = [Member(e.name, e.summary, REGISTRY, e.settings) for e in entries().values()]
+    registered = [Member(e.name, e.summary, REGISTRY, e.settings, entry=e.name) for e in entries().values()]
     return {member.name: member for member in (*registered, *_OF_COMMENTS, *_PRODUCT)}
 
 
@@ -132,17 +131,14 @@ def choose(names: str, dataset: Dataset, settings: CompareSettings) -> tuple[lis
     if words == [ALL]:
         reasons = {name: reason(member, dataset, settings) for name, member in known.items()}
         left_out = {name: why for name, why in reasons.items() if why}
-        chosen = [member for name, member in known.items() if name not in left_out]
-        if not chosen:
+        served = [member for name, member in known.items() if name not in left_out]
+        if not served:
             raise UserError(f"{dataset.root} serves none of the models: {'; '.join(left_out.values())}")
-        return chosen, left_out
-    chosen = []
+        return served, left_out
+    chosen: list[Member] = []
     for word in words:
-        member = known.get(word) or known.get(word.replace("-", "_")) or known.get(word.replace("_", "-"))
-        if member is None:
-            hint = nearest(word, [*known, ALL]) or "there are " + ", ".join([*known, ALL])
-            raise UserError(f"no model {word!r}; {hint}")
-        if member in chosen:
+        member = named(word, known)
+        if member.name in [other.name for other in chosen]:
             raise UserError(f"--models has {member.name} twice; keep one")
         why = reason(member, dataset, settings)
         if why:
@@ -151,6 +147,25 @@ def choose(names: str, dataset: Dataset, settings: CompareSettings) -> tuple[lis
     if not chosen:
         raise UserError(f"--models wants names with commas between them: {', '.join([*known, ALL])}")
     return chosen, {}
+
+
+def named(word: str, known: Mapping[str, Member]) -> Member:
+    """The row of a word of `--models`: a name, or NAME:CONFIG for other settings of the same model.
+
+    Raises:
+        UserError: there is none; the nearest is named.
+    """
+    name, _, config = word.partition(":")
+    member = known.get(name) or known.get(name.replace("-", "_")) or known.get(name.replace("_", "-"))
+    if member is None:
+        raise UserError(
+            f"no model {name!r}; {nearest(name, [*known, ALL]) or 'there are ' + ', '.join([*known, ALL])}"
+        )
+    if not config:
+        return member
+    stem = Path(config).stem
+    label = stem if member.name in stem else f"{member.name}-{stem}"
+    return replace(member, name=label, summary=f"{member.summary} Settings: {config}.", config=config)
 
 
 def reason(member: Member, dataset: Dataset, settings: CompareSettings) -> str:
@@ -162,7 +177,7 @@ def reason(member: Member, dataset: Dataset, settings: CompareSettings) -> str:
         if task is Task.COMM_RANK:
             return f"{member.name} recommends videos: compare it with --task Rec; here use comment_popularity"
         try:
-            check_needs(entries()[member.name], dataset)
+            check_needs(entries()[member.entry], dataset)
         except UserError as lacking:
             return str(lacking)
         return ""
@@ -206,6 +221,11 @@ def sources(member: Member, settings: CompareSettings, place: int = 0) -> dict[s
     }
 
 
+def turns(settings: CompareSettings) -> int:
+    """How many stage-one runs take turns; 1 without any."""
+    return len(_runs(settings)) or 1
+
+
 def _runs(settings: CompareSettings) -> list[str]:
     return settings.aligned.replace(",", " ").split()
 
@@ -223,102 +243,6 @@ def inputs(member: Member, dataset: Dataset, settings: CompareSettings, place: i
     about = load_texts(chosen, dataset, parent).about
     found = {f"{kind} text vectors": entry["sha256"] for kind, entry in about.items()}
     return found if parent is None else {"stage-one checkpoint": parent.sha256, **found}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A row's settings before any search, and what it may try.
-
-    Attributes:
-        member: the row.
-        settings: without data, folder and seed.
-        search: values by setting.
-        file: where the settings come from; empty = the defaults.
-        fallback: the file says nothing of a search.
-        contents: of LSVCR, what its stage-one runs and text vectors hold, in the turn of the seeds.
-    """
-
-    member: Member
-    settings: FittedSettings | RankSettings
-    search: Search
-    file: str
-    fallback: bool
-    contents: Sequence[Mapping[str, str]]
-
-
-def recipe(member: Member, dataset: Dataset, settings: CompareSettings) -> Recipe:
-    """A row's settings from its YAML file, with what the command fixes for every row.
-
-    Raises:
-        UserError: a broken file, or one that would search what makes the row what it is.
-    """
-    file = _config(member, Path(settings.configs))
-    own = member.settings() if file is None else load_settings(member.settings, file)
-    search: Search = {} if file is None else load_search(member.settings, file)
-    fallback = member.trained and not search
-    shared: dict[str, Any] = {} if member.kind == COMMENTS else dict(member.fixed)
-    if member.trained:
-        shared |= {"metric_for_best_model": settings.metric, "report_to": "none"}
-        if settings.epochs:
-            shared["num_train_epochs"] = settings.epochs
-    if member.kind == STAGE_TWO:
-        shared["finetune_task"] = settings.task
-    wrong = sorted(set(search) & {*shared, "seed", "data_path", "output_dir"})
-    if wrong:
-        raise UserError(f"{file}: search must leave {', '.join(wrong)} alone, which `lsvcr compare` sets")
-    return Recipe(
-        member=member,
-        settings=replace(own, **shared),
-        search=RATES if fallback else search,
-        file="" if file is None else str(file),
-        fallback=fallback,
-        contents=[inputs(member, dataset, settings, turn) for turn in range(len(_runs(settings)) or 1)],
-    )
-
-
-def _config(member: Member, folder: Path) -> Path | None:
-    """The row's file: its own, or for LSVCR without a part that of LSVCR; looked for here, then in the checkout."""
-    checkout = Path(lsvcr.__file__).resolve().parents[1]
-    names = [f"compare/{member.name}.yaml", f"compare/{LSVCR}.yaml"] if member.is_product else []
-    names = names or [f"baselines/{member.name}.yaml"]
-    for root in dict.fromkeys([folder, checkout / folder]):
-        for name in names:
-            if (root / name).is_file():
-                return root / name
-    return None
-
-
-def job(
-    own: Recipe, chosen: Mapping[str, Any], dataset: Dataset, settings: CompareSettings, place: int = 0
-) -> Job:
-    """One model to train: a row's settings with some of them chosen, and a seed.
-
-    Args:
-        own: of the row.
-        chosen: settings of the search.
-        dataset: open.
-        settings: of the command.
-        place: of the seed, from 0.
-    """
-    member = own.member
-    values: dict[str, Any] = {**chosen, "data_path": settings.data}
-    if member.trained:
-        values["seed"] = settings.seed + place
-    if member.kind == STAGE_TWO:
-        values |= sources(member, settings, place)
-    complete = replace(own.settings, **values)
-    return Job(
-        name=member.name,
-        kind=member.kind,
-        by=str(member.fixed.get("by", "")) if member.kind == COMMENTS else "",
-        task=Task.parse(settings.task).value,
-        metric=settings.metric,
-        protocol=settings.protocol,
-        settings={f.name: getattr(complete, f.name) for f in fields(complete)},
-        inputs=own.contents[place % len(own.contents)],
-        data_hash=dataset.data_hash,
-        out=settings.out,
-    )
 
 
 def check_samples(dataset: Dataset, task: Task) -> None:

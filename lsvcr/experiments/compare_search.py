@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from lsvcr.experiments.compare_models import Recipe
+from lsvcr.experiments.compare_recipe import Recipe
 
 
 def trials(recipe: Recipe, count: int, seed: int) -> list[dict[str, Any]]:

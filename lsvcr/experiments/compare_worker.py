@@ -62,10 +62,10 @@ def _registered(job: Any) -> dict[str, Any]:
     from lsvcr.training.baseline_setup import TrainedSetup, set_up
     from lsvcr.training.rank import start_accelerator
 
-    settings = replace(find(job.name).settings(**job.settings), output_dir=str(job.run))
+    settings = replace(find(job.entry).settings(**job.settings), output_dir=str(job.run))
     accelerator = start_accelerator()
     started = time.perf_counter()
-    setup = set_up(job.name, settings)
+    setup = set_up(job.entry, settings)
     seconds = time.perf_counter() - started
     run_built(accelerator, setup)
     if not isinstance(setup, TrainedSetup):

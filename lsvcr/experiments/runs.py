@@ -1,4 +1,4 @@
-"""Finished stage-two runs, found by folder: the input of every table and comparison."""
+"""Finished runs of stage two and of `lsvcr train`, found by folder: the input of every table and comparison."""
 
 from pathlib import Path
 
@@ -21,17 +21,20 @@ def load_run(folder: str | Path, protocol: str = "full") -> Result:
     rows = Path(folder) / ROWS_FILE.format(name=protocol)
     if not rows.is_file():
         raise UserError(
-            f"{folder} holds no finished stage-two run ({rows.name} is missing); run finetune.py to its end"
+            f"{folder} holds no finished run ({rows.name} is missing); run finetune.py or `lsvcr train` to its end"
         )
     return load_rows(rows)
 
 
 def load_task_runs(folder: str | Path, protocol: str = "full") -> dict[Task, Result]:
-    """Results of the runs in `folder`/Rec and `folder`/CommRank; a task without a folder is left out.
+    """Results of the runs in `folder`/Rec and `folder`/CommRank, or of the run that `folder` is; others are left out.
 
     Raises:
-        UserError: neither is there, or a folder holds a run of the other task.
+        UserError: none of them is there, or a folder holds a run of the other task.
     """
+    if (Path(folder) / ROWS_FILE.format(name=protocol)).is_file():
+        own = load_run(folder, protocol)
+        return {Task(own.fingerprint.task): own}
     found = {}
     for task in Task:
         run = Path(folder) / task.label
@@ -43,5 +46,5 @@ def load_task_runs(folder: str | Path, protocol: str = "full") -> dict[Task, Res
                 f"{run} holds a run of {Task(found[task].fingerprint.task).label}, not of {task.label}"
             )
     if not found:
-        raise UserError(f"{folder} has no folder Rec or CommRank with a finished run")
+        raise UserError(f"{folder} is no finished run, and has no folder Rec or CommRank with one")
     return found

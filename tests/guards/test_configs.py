@@ -1,18 +1,25 @@
 """Every configuration in config/ can be used."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lsvcr import settings
+from lsvcr.baselines.registry import entries
 from lsvcr.utils.arguments import load_settings
 from tests.guards.source import ROOT
 
 CONFIG = ROOT / "config"
-CLASSES = {"align": settings.AlignSettings, "finetune": settings.RankSettings, "baselines": None}
-"""Folder of config/ -> settings class; None until there is one."""
+CLASSES = {
+    "align": settings.AlignSettings,
+    "finetune": settings.RankSettings,
+    "baselines": settings.FittedSettings,
+    "compare": settings.RankSettings,
+}
+"""Folder of config/ -> settings class, of which each recommender in baselines/ has its own."""
 
 
 def found(folder: str) -> list[Path]:
@@ -27,11 +34,22 @@ def test_every_folder_is_known_and_holds_something():
 
 
 @pytest.mark.parametrize(
-    "path", [*found("align"), *found("finetune")], ids=lambda path: str(path.relative_to(ROOT))
+    "path",
+    [*found("align"), *found("finetune"), *found("compare")],
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_a_run_file_builds_its_settings_and_says_what_it_is(path: Path):
     load_settings(CLASSES[path.relative_to(CONFIG).parts[0]], path)
     assert path.read_text().startswith("#"), f"{path} opens with its purpose and launch command"
+
+
+@pytest.mark.parametrize("path", found("baselines"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_recommenders_file_builds_the_settings_of_the_one_its_command_names(path: Path):
+    text = path.read_text()
+    named = re.search(r"^# .*lsvcr train (\w+) .*--config (\S+)", text.replace("\\\n#", " "), re.M)
+    assert named and text.startswith("#"), f"{path} opens with its purpose and launch command"
+    assert ROOT / named[2] == path
+    load_settings(entries()[named[1]].settings, path)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIG.glob("accelerate*.yaml")), ids=lambda path: path.name)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lsvcr import cli, settings
+from lsvcr.baselines.registry import entries
 from tests.guards.source import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -24,6 +25,7 @@ FLAGS = {
     "export-official": settings.ExportOfficialSettings,
     "embed": settings.EmbedSettings,
     "convert": settings.ConvertSettings,
+    "train": settings.BaselineSettings,
     "evaluate": cli.EvaluateSettings,
     "table": cli.TableSettings,
     "report": settings.ReportSettings,
@@ -78,7 +80,11 @@ def test_commands_and_their_flags_exist(document: Path):
         if known is None:
             continue
         rest = words[(names.index(known) if known in names else 0) + 1 :]
-        fields = {field.name for field in dataclasses.fields(FLAGS[known])} | {"config", "help"}
+        kind = FLAGS[known]
+        if known == "train":
+            assert rest and rest[0] in entries(), f"{document}: lsvcr train names no recommender"
+            kind = entries()[rest[0]].settings
+        fields = {field.name for field in dataclasses.fields(kind)} | {"config", "help"}
         for word in rest:
             if word in ("|", ">", "&&", ";", "&"):
                 break
@@ -111,5 +117,5 @@ def test_every_example_of_the_command_line_parses(name):
     }.get(name, [])
     words = shlex.split(cli.COMMANDS[name].example)
     assert words[:2] == ["lsvcr", name]
-    flags = cli.split_runs(words[2:])[1] if name == "table" else words[2:]
+    flags = cli.split_runs(words[2:])[1] if name == "table" else words[3 if name == "train" else 2 :]
     parse_settings(FLAGS[name], flags, f"lsvcr {name}", positionals=positionals)
