@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lsvcr.baselines.generative_settings import AlpacaSettings, GenerateSettings, GroundSettings, TuneSettings
 from lsvcr.settings import (
+    CompareSettings,
     ConvertSettings,
     DoctorSettings,
     EmbedSettings,
@@ -27,6 +28,10 @@ from lsvcr.utils.logging import quiet_third_party
 
 if TYPE_CHECKING:
     from lsvcr.baselines.registry import Entry
+
+
+FAILED_CODE = 1
+"""Exit code of a comparison in which a model failed: the others have their figures."""
 
 
 @dataclass
@@ -240,6 +245,27 @@ def _table(argv: Sequence[str]) -> None:
         print_table(report)
 
 
+def _compare(argv: Sequence[str]) -> None:
+    settings = parse_settings(CompareSettings, argv, "lsvcr compare", *_about("compare"))
+    if settings.models == "list":
+        from lsvcr.experiments.compare_models import members
+
+        sys.stdout.write("".join(f"  {m.name:<20} {m.summary}\n" for m in members().values()))
+        return
+    _require("compare", data=settings.data, out=settings.out)
+    from lsvcr.experiments.compare import compare, files
+    from lsvcr.experiments.compare_text import failed, print_report
+
+    report = compare(settings)
+    if settings.json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        print_report(report)
+        sys.stdout.write(f"written: {', '.join(map(str, files(settings.out)))}\n")
+    if failed(report):
+        raise SystemExit(FAILED_CODE)
+
+
 def _report(argv: Sequence[str]) -> None:
     settings = parse_settings(ReportSettings, argv, "lsvcr report", *_about("report"), ("run",))
     _require("report", run=settings.run)
@@ -443,6 +469,11 @@ COMMANDS = {
         "Ask a bundle: videos for a user, or the comments of a video, from the shell; one or many.",
         "lsvcr recommend bundles/demo --user 12 --k 5",
         _recommend,
+    ),
+    "compare": Command(
+        "Train many models under one protocol and one budget, and set them side by side with intervals and tests.",
+        "lsvcr compare --data demo/data --models popularity,sasrec,lsvcr-id --out demo/compare --trials 4",
+        _compare,
     ),
     "report": Command(
         "Write one HTML page about a run: curves, settings, data, timings, test figures.",

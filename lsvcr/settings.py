@@ -453,3 +453,38 @@ class BaselineSettings(FittedSettings):
     neg_video_num: int = option(0, "sampled negatives; 0 = the whole catalogue")
     resume: bool = option(True, "continue an interrupted run found in output_dir")
     report_to: Literal["tensorboard", "none"] = option("tensorboard", "where curves go")
+
+
+@dataclass
+class CompareSettings:
+    """Settings of `lsvcr compare`."""
+
+    data: str = option("", "prepared dataset")
+    models: str = option(
+        "all",
+        "names with commas between them (`--models list` shows them), or NAME:CONFIG for another of its YAML files; all: "
+        "what the data can serve",
+    )
+    out: str = option("", "folder of runs, logs and the comparison; the same command goes on in it")
+    task: Literal["Rec", "CommRank"] = option("Rec", "what is ranked")
+    seeds: int = option(3, "trained models a row, each of a seed of its own")
+    seed: int = option(2024, "the first of the seeds, with which the search is done")
+    trials: int = option(
+        1, "settings that each model may try on validation (search: in its YAML file); 1 = no search"
+    )
+    epochs: int = option(0, "at most this many epochs for every model; 0 = as many as its settings say")
+    aligned: str = option(
+        "", "stage-one run for the rows of LSVCR; several with commas between them: one a seed, in turn"
+    )
+    untuned: str = option("", "folder of the untuned LLM's vectors (*_full_embs.npy); empty = the dataset")
+    metric: str = option("ndcg@10", "validation metric that picks epochs, settings and the best baseline")
+    metrics: str = option("recall@10,ndcg@10,mrr@10", "columns of the table")
+    protocol: Literal["full", "sampled"] = option(
+        "full",
+        "candidates: the full catalogue (CommRank: the video's comments), or those stored with the dataset",
+    )
+    configs: str = option(
+        "config",
+        "folder with baselines/NAME.yaml and compare/lsvcr.yaml, from where you are or of the checkout",
+    )
+    json: bool = option(False, "print one JSON object instead of a table")

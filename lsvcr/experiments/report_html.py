@@ -145,6 +145,9 @@ svg text { fill: var(--soft); font-size: 11px; }
 .s6 { stroke: var(--s6); stroke-dasharray: 12 4; }
 .chance { stroke: var(--soft); stroke-dasharray: 2 4; }
 .dot { stroke-dasharray: none; stroke-width: 1; fill: var(--card); }
+.bar { fill: var(--s6); } .bar.reference { fill: var(--s1); }
+.whisker { fill: none; stroke: var(--text); stroke-width: 1.4; }
+.point { fill: var(--card); stroke: var(--text); stroke-width: .8; }
 .band { fill: transparent; }
 .band:hover { fill: var(--soft); fill-opacity: .22; }
 details { margin: .4rem 0; }

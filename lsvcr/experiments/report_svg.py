@@ -103,7 +103,7 @@ def _grid(across: Axis, up: Axis, unit: str) -> Iterator[Html]:
     for mark in up.marks:
         y = _y(up, mark)
         yield tag("line", x1=LEFT, x2=right, y1=y, y2=y, class_="grid")
-        yield tag("text", f"{_clean(mark, up):.6g}", x=LEFT - 6, y=round(y + 4, 1), text_anchor="end")
+        yield tag("text", f"{clean(mark, up):.6g}", x=LEFT - 6, y=round(y + 4, 1), text_anchor="end")
     for mark in across.marks:
         x = _x(across, mark)
         yield tag("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis")
@@ -112,7 +112,7 @@ def _grid(across: Axis, up: Axis, unit: str) -> Iterator[Html]:
     yield tag("text", unit, x=(LEFT + right) / 2, y=HEIGHT - 4, text_anchor="middle")
 
 
-def _clean(mark: float, axis: Axis) -> float:
+def clean(mark: float, axis: Axis) -> float:
     """A mark that rounding has left beside zero is zero."""
     return 0.0 if abs(mark) < 1e-9 * (axis.high - axis.low) and not axis.log else mark
 

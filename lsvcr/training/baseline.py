@@ -26,7 +26,11 @@ def run(name: str, settings: FittedSettings) -> dict[str, Any]:
         UserError: whatever the user can mend.
     """
     accelerator = start_accelerator()
-    setup = set_up(name, settings)
+    return run_built(accelerator, set_up(name, settings))
+
+
+def run_built(accelerator: Accelerator, setup: FittedSetup) -> dict[str, Any]:
+    """As `run`, for a recommender that is set up."""
     if isinstance(setup, TrainedSetup):
         return run_setup(accelerator, setup)
     return _fitted(accelerator, setup)

@@ -21,7 +21,7 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 ROWS_FILE = "rows_{name}.safetensors"
 """Per-row test values of one protocol."""
 
-_FREE = {
+FREE = {
     "output_dir",
     "resume",
     "report_to",
@@ -170,7 +170,7 @@ class RunFolder:
 
 def _identity(setup: Evaluated, about: Mapping[str, Any], precision: str) -> dict[str, Any]:
     """What a run and its continuation must share, flat, so that a message can name it."""
-    chosen = {name: value for name, value in asdict(setup.settings).items() if name not in _FREE}
+    chosen = {name: value for name, value in asdict(setup.settings).items() if name not in FREE}
     return {
         **chosen,
         **setup.identity(about),

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -21,6 +21,8 @@ _TRUE = {"true", "1", "yes", "on"}
 _FALSE = {"false", "0", "no", "off"}
 _AUTO = "auto"
 _CONFIG = "config"
+SEARCH = "search"
+"""Section of a settings file that says which values `lsvcr compare` may try; every other command passes over it."""
 _KIND_NAMES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -130,7 +132,7 @@ def help_text(
 
 
 def read_yaml(path: str | Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """The checked settings of one YAML mapping.
+    """The checked settings of one YAML mapping, without its `search` section, which is checked all the same.
 
     Args:
         path: the file.
@@ -139,6 +141,20 @@ def read_yaml(path: str | Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: missing file, no mapping, an unknown or repeated key, a value of the wrong type; with the line.
     """
+    return _read_file(path, kinds)[0]
+
+
+def load_search(cls: type, path: str | Path) -> dict[str, list[Any]]:
+    """The `search` section of a settings file of `cls`: values to try by setting; empty where there is none.
+
+    Raises:
+        UserError: as `read_yaml`.
+    """
+    return _read_file(path, _field_kinds(cls))[1]
+
+
+def _read_file(path: str | Path, kinds: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """The settings of a file and its `search` section."""
     import yaml
 
     try:
@@ -151,19 +167,38 @@ def read_yaml(path: str | Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
     except yaml.YAMLError as broken:
         raise UserError(f"settings file {path} is not valid YAML: {broken}") from None
     if node is None:
-        return {}
+        return {}, {}
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"settings file {path} must hold lines of the form `field: value`")
     values: dict[str, Any] = {}
+    search: dict[str, list[Any]] = {}
+    for key, where in _lines(node, path, {*kinds, SEARCH}):
+        if key != SEARCH:
+            values[key] = convert(content[key], kinds[key], f"{where}: {key}")
+            continue
+        section = next(value for name, value in node.value if str(name.value) == SEARCH)
+        if not isinstance(section, yaml.MappingNode):
+            raise UserError(f"{where}: {SEARCH} must hold lines of the form `field: [value, value]`")
+        for name, there in _lines(section, path, kinds):
+            tried = content[SEARCH][name]
+            if not isinstance(tried, list) or not tried:
+                raise UserError(f"{there}: {name} wants a list of values to try, as in [0.1, 0.3]")
+            search[name] = [convert(value, kinds[name], f"{there}: {name}") for value in tried]
+    return values, search
+
+
+def _lines(node: Any, path: str | Path, known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Keys of a mapping and where they stand, each checked to be known and there once."""
+    seen: set[str] = set()
     for key_node, _ in node.value:
         where = f"{path}, line {key_node.start_mark.line + 1}"
         key = str(key_node.value)
-        if key not in kinds:
-            raise UserError(f"{where}: unknown key {key!r}; {nearest(key, kinds) or 'no such setting'}")
-        if key in values:
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}; {nearest(key, known) or 'no such setting'}")
+        if key in seen:
             raise UserError(f"{where}: key {key!r} appears twice; keep one")
-        values[key] = convert(content[key], kinds[key], f"{where}: {key}")
-    return values
+        seen.add(key)
+        yield key, where
 
 
 def _field_kinds(cls: type) -> dict[str, Any]:

@@ -17,6 +17,7 @@ CLASSES = {
     "align": settings.AlignSettings,
     "finetune": settings.RankSettings,
     "baselines": settings.FittedSettings,
+    "compare": settings.RankSettings,
 }
 """Folder of config/ -> settings class, of which each recommender in baselines/ has its own."""
 
@@ -33,7 +34,9 @@ def test_every_folder_is_known_and_holds_something():
 
 
 @pytest.mark.parametrize(
-    "path", [*found("align"), *found("finetune")], ids=lambda path: str(path.relative_to(ROOT))
+    "path",
+    [*found("align"), *found("finetune"), *found("compare")],
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_a_run_file_builds_its_settings_and_says_what_it_is(path: Path):
     load_settings(CLASSES[path.relative_to(CONFIG).parts[0]], path)

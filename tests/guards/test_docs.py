@@ -37,6 +37,7 @@ FLAGS = {
     "report": settings.ReportSettings,
     "recommend": settings.RecommendSettings,
     "serve": settings.ServeSettings,
+    "compare": settings.CompareSettings,
 }
 EACH = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 

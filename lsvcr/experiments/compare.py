@@ -1,0 +1,180 @@
+"""`lsvcr compare`: many models, one protocol, one budget; what is not trained yet is trained, then set side by side."""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lsvcr.data.store import Dataset, open_dataset
+from lsvcr.evaluation.metrics import DEFAULT_METRICS, parse_metric
+from lsvcr.experiments.compare_figures import Row, columns, report_of
+from lsvcr.experiments.compare_job import Job, JobFailed, perform
+from lsvcr.experiments.compare_models import check_samples, choose
+from lsvcr.experiments.compare_page import comparison_page
+from lsvcr.experiments.compare_recipe import Recipe, job, recipe
+from lsvcr.experiments.compare_search import trials
+from lsvcr.experiments.compare_speed import answer_times
+from lsvcr.experiments.compare_text import markdown
+from lsvcr.schema import Task
+from lsvcr.settings import CompareSettings
+from lsvcr.utils.errors import UserError
+from lsvcr.utils.io import atomic_file, write_json
+from lsvcr.utils.logging import duration, get_logger
+
+REPORT_FILE = "compare.json"
+MARKDOWN_FILE, PAGE_FILE = "compare.md", "compare.html"
+_LOCK_FILE = ".lock"
+
+logger = get_logger(__name__)
+
+
+def compare(settings: CompareSettings) -> dict[str, Any]:
+    """Train what is missing and write `compare.json`, `compare.md` and `compare.html` into `out`.
+
+    Returns:
+        What `compare.json` holds.
+
+    Raises:
+        UserError: whatever the user can mend before the first model is trained, or no model could be.
+    """
+    check_settings(settings)
+    settings = replace(settings, metric=settings.metric.lower())
+    dataset = open_dataset(settings.data)
+    check_samples(dataset, Task.parse(settings.task))
+    chosen, left_out = choose(settings.models, dataset, settings)
+    recipes = [recipe(member, dataset, settings) for member in chosen]
+    out = Path(settings.out)
+    with _alone(out):
+        for name, why in left_out.items():
+            logger.info(f"left out: {name} ({why})")
+        logger.info(
+            f"{len(chosen)} models: {', '.join(member.name for member in chosen)}; logs in {out / 'logs'}"
+        )
+        try:
+            rows = [settle(own, dataset, settings) for own in recipes]
+        except KeyboardInterrupt:
+            logger.info("stopped; the same command goes on from here")
+            raise
+        done = {row.member.name: row.jobs[0] for row in rows if row.jobs}
+        if not done:
+            raise UserError(
+                "no model could be trained: " + "; ".join(f"{row.member.name}: {row.why}" for row in rows)
+            )
+        logger.info(f"timing the answers of {len(done)} models")
+        report = report_of(rows, settings, dataset, left_out, answer_times(done, out, logger.warning))
+        write_json(out / REPORT_FILE, report)
+        for name, text in ((MARKDOWN_FILE, markdown(report)), (PAGE_FILE, comparison_page(report))):
+            with atomic_file(out / name) as temporary:
+                temporary.write_text(text, encoding="utf-8", errors="replace")
+    return report
+
+
+def files(out: str) -> list[Path]:
+    """What a comparison writes for people and programs."""
+    return [Path(out) / name for name in (PAGE_FILE, MARKDOWN_FILE, REPORT_FILE)]
+
+
+def check_settings(settings: CompareSettings) -> None:
+    """Refuse what cannot be meant.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    for flag, least in (("seeds", 1), ("trials", 1), ("epochs", 0), ("seed", 0)):
+        if getattr(settings, flag) < least:
+            raise UserError(f"--{flag} {getattr(settings, flag)} must be {least} or more")
+    parse_metric(settings.metric)
+    for name in columns(settings):
+        if name not in DEFAULT_METRICS:
+            parse_metric(name)
+            raise UserError(f"--metrics {name}: tests keep {', '.join(DEFAULT_METRICS)}; take some of them")
+
+
+def settle(own: Recipe, dataset: Dataset, settings: CompareSettings) -> Row:
+    """Search a row's settings and train it with every seed; a model that fails becomes a row that says why."""
+    row = Row(own)
+    member = own.member
+    tell = _teller(member.name)
+    try:
+        chosen = _search(row, dataset, settings, tell)
+        seeds = settings.seeds if member.trained else 1
+        jobs = [job(own, chosen, dataset, settings, place) for place in range(seeds)]
+        for place, each in enumerate(jobs):
+            _perform(
+                each, f"{member.name}, seed {settings.seed + place}" if member.trained else member.name, tell
+            )
+    except (JobFailed, UserError) as failed:
+        row.why = str(failed)
+        logger.warning(
+            f"{member.name} failed: {row.why} (see {Path(settings.out) / 'logs'}); the others go on"
+        )
+    else:
+        row.jobs, row.chosen = jobs, chosen
+    return row
+
+
+def _search(
+    row: Row, dataset: Dataset, settings: CompareSettings, tell: Callable[[str], None]
+) -> Mapping[str, Any]:
+    """The best settings on validation, with the first seed; every trial is noted in the row."""
+    tried = trials(row.recipe, settings.trials if row.recipe.search else 1, settings.seed)
+    if len(tried) == 1:
+        return tried[0]
+    for number, values in enumerate(tried, start=1):
+        each = job(row.recipe, values, dataset, settings)
+        shown = ", ".join(f"{name} {value}" for name, value in values.items())
+        note: dict[str, Any] = {"settings": values, "value": None, "why": "", "folder": str(each.folder)}
+        row.trials.append(note)
+        try:
+            label = f"{row.member.name}, trial {number} of {len(tried)}"
+            _perform(each, label, tell, shown)
+        except JobFailed as failed:
+            note["why"] = str(failed)
+            logger.warning(f"{row.member.name}, trial {number} failed: {failed}")
+            continue
+        note["value"] = each.validation().mean(settings.metric)
+    found = [note for note in row.trials if note["value"] is not None]
+    if not found:
+        raise JobFailed(f"all {len(tried)} trials failed, the last one so: {row.trials[-1]['why']}")
+    best: Mapping[str, Any] = max(found, key=lambda note: note["value"])["settings"]
+    return best
+
+
+def _perform(each: Job, label: str, tell: Callable[[str], None], details: str = "") -> None:
+    """Train a model unless that is done, and say what came of it."""
+    if each.finished:
+        time_taken = "done before"
+    else:
+        logger.info(f"{label}: {'going on' if each.run.is_dir() else 'training'}{details and f', {details}'}")
+        started = time.monotonic()
+        perform(each, tell)
+        time_taken = f"in {duration(time.monotonic() - started)}"
+    logger.info(f"{label}: validation {each.metric} {each.validation().mean(each.metric):.4f}, {time_taken}")
+
+
+def _teller(name: str) -> Callable[[str], None]:
+    return lambda line: logger.info(f"  {name}: {line}")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold `out` for this command: two that train into one folder would spoil each other's runs."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out / _LOCK_FILE, os.O_RDWR | os.O_CREAT)
+    except OSError as broken:
+        raise UserError(f"--out {out} cannot be written to: {broken.strerror}") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another `lsvcr compare` works in {out}; wait for it, or choose another --out"
+            ) from None
+        yield
+    finally:
+        os.close(handle)

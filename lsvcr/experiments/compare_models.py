@@ -1,0 +1,253 @@
+"""What `lsvcr compare` can put into a row: every recommender of the registry, and LSVCR with and without its parts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lsvcr.baselines.registry import check_needs, entries
+from lsvcr.data.store import Dataset
+from lsvcr.experiments.compare_job import COMMENTS, REGISTRY
+from lsvcr.schema import (
+    COMMENT_FULL_EMBEDDINGS_FILE,
+    LIKES,
+    STAGE_TWO,
+    VIDEO_FULL_EMBEDDINGS_FILE,
+    Split,
+    Task,
+)
+from lsvcr.settings import BaselineSettings, CompareSettings, FittedSettings, RankSettings
+from lsvcr.training.rank_handover import find_stage_one
+from lsvcr.training.rank_texts import load_texts
+from lsvcr.utils.arguments import nearest
+from lsvcr.utils.errors import UserError
+
+ALL, LIST = "all", "list"
+LSVCR = "lsvcr"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A row that can be asked for.
+
+    Attributes:
+        name: what a user types.
+        summary: one sentence.
+        entry: of the registry, where it comes from there.
+        kind: `REGISTRY`, `STAGE_TWO` or `COMMENTS`: who trains it.
+        settings: dataclass of its settings.
+        fixed: settings that make it what it is.
+        config: name or path of the YAML file; empty = that of the name.
+        starts: LSVCR: `aligned` needs a stage-one run, `either` takes one if there is one, `untuned` never does.
+    """
+
+    name: str
+    summary: str
+    kind: str
+    settings: type[FittedSettings] | type[RankSettings]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    starts: Literal["", "aligned", "either", "untuned"] = ""
+    entry: str = ""
+    config: str = ""
+
+    @property
+    def is_product(self) -> bool:
+        """Is it LSVCR, or LSVCR without a part? All others are baselines."""
+        return self.kind == STAGE_TWO
+
+    @property
+    def trained(self) -> bool:
+        """Has it epochs and a seed?"""
+        return issubclass(self.settings, (BaselineSettings, RankSettings))
+
+
+_PRODUCT = (
+    Member(LSVCR, "LSVCR, both stages.", STAGE_TWO, RankSettings, starts="aligned"),
+    Member(
+        "lsvcr-untuned",
+        "LSVCR without stage one: the untuned LLM's texts.",
+        STAGE_TWO,
+        RankSettings,
+        {},
+        "untuned",
+    ),
+    Member(
+        "lsvcr-no-comments",
+        "LSVCR without comments, from stage one where --aligned is given.",
+        STAGE_TWO,
+        RankSettings,
+        {"disable_comments": True},
+        "either",
+    ),
+    Member(
+        "lsvcr-text",
+        "LSVCR without ids, from stage one where --aligned is given.",
+        STAGE_TWO,
+        RankSettings,
+        {"disable_id": True},
+        "either",
+    ),
+    Member(
+        "lsvcr-id",
+        "LSVCR without texts, and so without stage one.",
+        STAGE_TWO,
+        RankSettings,
+        {"disable_text": True},
+    ),
+)
+_OF_COMMENTS = (
+    Member(
+        "comment_popularity",
+        "CommRank: comments by training interactions; not trained.",
+        COMMENTS,
+        FittedSettings,
+        {"by": "train"},
+    ),
+    Member(
+        "comment_likes",
+        "CommRank: comments by the likes that the platform shows; not trained.",
+        COMMENTS,
+        FittedSettings,
+        {"by": "likes"},
+    ),
+)
+
+
+def members() -> dict[str, Member]:
+    """Every row there can be, baselines first."""
+    registered = [Member(e.name, e.summary, REGISTRY, e.settings, entry=e.name) for e in entries().values()]
+    return {member.name: member for member in (*registered, *_OF_COMMENTS, *_PRODUCT)}
+
+
+def choose(names: str, dataset: Dataset, settings: CompareSettings) -> tuple[list[Member], dict[str, str]]:
+    """The rows that are asked for, in order, and what `all` leaves out with the reason.
+
+    Raises:
+        UserError: a name that is not known (the nearest is named) or comes twice, or one that the dataset or the flags
+            cannot serve, with what to use instead.
+    """
+    known = members()
+    words = names.replace(",", " ").split()
+    if words == [ALL]:
+        reasons = {name: reason(member, dataset, settings) for name, member in known.items()}
+        left_out = {name: why for name, why in reasons.items() if why}
+        served = [member for name, member in known.items() if name not in left_out]
+        if not served:
+            raise UserError(f"{dataset.root} serves none of the models: {'; '.join(left_out.values())}")
+        return served, left_out
+    chosen: list[Member] = []
+    for word in words:
+        member = named(word, known)
+        if member.name in [other.name for other in chosen]:
+            raise UserError(f"--models has {member.name} twice; keep one")
+        why = reason(member, dataset, settings)
+        if why:
+            raise UserError(why)
+        chosen.append(member)
+    if not chosen:
+        raise UserError(f"--models wants names with commas between them: {', '.join([*known, ALL])}")
+    return chosen, {}
+
+
+def named(word: str, known: Mapping[str, Member]) -> Member:
+    """The row of a word of `--models`: a name, or NAME:CONFIG for other settings of the same model.
+
+    Raises:
+        UserError: there is none; the nearest is named.
+    """
+    name, _, config = word.partition(":")
+    member = known.get(name) or known.get(name.replace("-", "_")) or known.get(name.replace("_", "-"))
+    if member is None:
+        raise UserError(
+            f"no model {name!r}; {nearest(name, [*known, ALL]) or 'there are ' + ', '.join([*known, ALL])}"
+        )
+    if not config:
+        return member
+    stem = Path(config).stem
+    label = stem if member.name in stem else f"{member.name}-{stem}"
+    return replace(member, name=label, summary=f"{member.summary} Settings: {config}.", config=config)
+
+
+def reason(member: Member, dataset: Dataset, settings: CompareSettings) -> str:
+    """Why a row cannot be had from this dataset, and what to use instead; empty where it can."""
+    task = Task.parse(settings.task)
+    if member.kind == COMMENTS:
+        return _reason_of_comments(member, dataset, task)
+    if member.kind == REGISTRY:
+        if task is Task.COMM_RANK:
+            return f"{member.name} recommends videos: compare it with --task Rec; here use comment_popularity"
+        try:
+            check_needs(entries()[member.entry], dataset)
+        except UserError as lacking:
+            return str(lacking)
+        return ""
+    if member.starts == "aligned" and not settings.aligned:
+        return f"{member.name} needs a stage-one run: give --aligned RUN, or use lsvcr-untuned"
+    try:
+        inputs(member, dataset, settings)
+    except UserError as lacking:
+        return f"{member.name}: {lacking}; or use lsvcr-id"
+    return ""
+
+
+def _reason_of_comments(member: Member, dataset: Dataset, task: Task) -> str:
+    if task is Task.REC:
+        return f"{member.name} ranks comments: compare it with --task CommRank"
+    if member.fixed["by"] == "likes":
+        column = dataset.column("comments", LIKES)
+        if len(column) and column.is_null().all():
+            return (
+                f"{member.name} needs like counts, which {dataset.root} does not have; use comment_popularity"
+            )
+    return ""
+
+
+def sources(member: Member, settings: CompareSettings, place: int = 0) -> dict[str, Any]:
+    """Settings of LSVCR that say where weights and text vectors come from.
+
+    Args:
+        member: a row of LSVCR.
+        settings: of the command.
+        place: of the seed, from 0: several stage-one runs take turns.
+    """
+    runs = _runs(settings)
+    if runs and member.starts in ("aligned", "either"):
+        return {"pretrain_checkpoint": runs[place % len(runs)]}
+    folder = Path(settings.untuned or settings.data)
+    return {
+        "pretrain_checkpoint": "none",
+        "photo_emb_file": str(folder / VIDEO_FULL_EMBEDDINGS_FILE),
+        "comment_emb_file": str(folder / COMMENT_FULL_EMBEDDINGS_FILE),
+    }
+
+
+def turns(settings: CompareSettings) -> int:
+    """How many stage-one runs take turns; 1 without any."""
+    return len(_runs(settings)) or 1
+
+
+def _runs(settings: CompareSettings) -> list[str]:
+    return settings.aligned.replace(",", " ").split()
+
+
+def inputs(member: Member, dataset: Dataset, settings: CompareSettings, place: int = 0) -> dict[str, str]:
+    """By content what a row of LSVCR is made of beside its dataset.
+
+    Raises:
+        UserError: a stage-one run or text vectors are missing, damaged or of another dataset.
+    """
+    if member.kind != STAGE_TWO or member.fixed.get("disable_text"):
+        return {}
+    chosen = RankSettings(**sources(member, settings, place))
+    parent = find_stage_one(chosen.pretrain_checkpoint)
+    about = load_texts(chosen, dataset, parent).about
+    found = {f"{kind} text vectors": entry["sha256"] for kind, entry in about.items()}
+    return found if parent is None else {"stage-one checkpoint": parent.sha256, **found}
+
+
+def check_samples(dataset: Dataset, task: Task) -> None:
+    """Raise a UserError where the dataset has nothing to validate or test a task on."""
+    for split in (Split.VAL, Split.TEST):
+        if not len(dataset.samples(task, split)):
+            other = "" if task is Task.REC else "; use --task Rec"
+            raise UserError(f"{dataset.root} has no {task.label} samples in its {split.value} split{other}")

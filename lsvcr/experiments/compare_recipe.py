@@ -1,0 +1,123 @@
+"""The settings of a row of `lsvcr compare`, what it may try besides, and the models that come of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import lsvcr
+from lsvcr.data.store import Dataset
+from lsvcr.experiments.compare_job import COMMENTS, Job
+from lsvcr.experiments.compare_models import LSVCR, Member, inputs, sources, turns
+from lsvcr.schema import STAGE_TWO, Task
+from lsvcr.settings import CompareSettings, FittedSettings, RankSettings
+from lsvcr.utils.arguments import load_search, load_settings, nearest
+from lsvcr.utils.errors import UserError
+
+Search = Mapping[str, Sequence[Any]]
+RATES: Search = {"learning_rate": (1e-3, 3e-4, 3e-3, 1e-4, 1e-2), "weight_decay": (0.0, 1e-5, 1e-4, 1e-3)}
+"""What a trained model may try whose file has no `search` section: what all of them have."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A row's settings before any search, and what it may try.
+
+    Attributes:
+        member: the row.
+        settings: without data, folder and seed.
+        search: values by setting.
+        file: where the settings come from; empty = the defaults.
+        fallback: the file says nothing of a search.
+        contents: of LSVCR, what its stage-one runs and text vectors hold, in the turn of the seeds.
+    """
+
+    member: Member
+    settings: FittedSettings | RankSettings
+    search: Search
+    file: str
+    fallback: bool
+    contents: Sequence[Mapping[str, str]]
+
+
+def recipe(member: Member, dataset: Dataset, settings: CompareSettings) -> Recipe:
+    """A row's settings from its YAML file, with what the command fixes for every row.
+
+    Raises:
+        UserError: a broken file, or one that would search what makes the row what it is.
+    """
+    file = _config(member, Path(settings.configs))
+    own = member.settings() if file is None else load_settings(member.settings, file)
+    search: Search = {} if file is None else load_search(member.settings, file)
+    fallback = member.trained and not search
+    shared: dict[str, Any] = {} if member.kind == COMMENTS else dict(member.fixed)
+    if member.trained:
+        shared |= {"metric_for_best_model": settings.metric, "report_to": "none"}
+        if settings.epochs:
+            shared["num_train_epochs"] = settings.epochs
+    if member.kind == STAGE_TWO:
+        shared["finetune_task"] = settings.task
+    wrong = sorted(set(search) & {*shared, "seed", "data_path", "output_dir"})
+    if wrong:
+        raise UserError(f"{file}: search must leave {', '.join(wrong)} alone, which `lsvcr compare` sets")
+    return Recipe(
+        member=member,
+        settings=replace(own, **shared),
+        search=RATES if fallback else search,
+        file="" if file is None else str(file),
+        fallback=fallback,
+        contents=[inputs(member, dataset, settings, turn) for turn in range(turns(settings))],
+    )
+
+
+def _config(member: Member, folder: Path) -> Path | None:
+    """The row's file: the one that is asked for, its own, or for LSVCR without a part that of LSVCR.
+
+    It is looked for in `folder` from here on, then in that of the checkout.
+    """
+    part = "compare" if member.is_product else "baselines"
+    if member.config.endswith((".yaml", ".yml")):
+        return Path(member.config)
+    names = [member.config] if member.config else [member.name, LSVCR] if member.is_product else [member.name]
+    checkout = Path(lsvcr.__file__).resolve().parents[1]
+    places = [root / part / f"{name}.yaml" for root in (folder, checkout / folder) for name in names]
+    found = next((file for file in places if file.is_file()), None)
+    if found is None and member.config:
+        there = sorted({file.stem for place in places for file in place.parent.glob("*.yaml")})
+        hint = nearest(member.config, there) or f"there are {', '.join(there) or 'none'}"
+        raise UserError(f"no settings {part}/{member.config}.yaml in {folder}; {hint}")
+    return found
+
+
+def job(
+    own: Recipe, chosen: Mapping[str, Any], dataset: Dataset, settings: CompareSettings, place: int = 0
+) -> Job:
+    """One model to train: a row's settings with some of them chosen, and a seed.
+
+    Args:
+        own: of the row.
+        chosen: settings of the search.
+        dataset: open.
+        settings: of the command.
+        place: of the seed, from 0.
+    """
+    member = own.member
+    values: dict[str, Any] = {**chosen, "data_path": settings.data}
+    if member.trained:
+        values["seed"] = settings.seed + place
+    if member.kind == STAGE_TWO:
+        values |= sources(member, settings, place)
+    complete = replace(own.settings, **values)
+    return Job(
+        name=member.name,
+        entry=member.entry,
+        kind=member.kind,
+        by=str(member.fixed.get("by", "")) if member.kind == COMMENTS else "",
+        task=Task.parse(settings.task).value,
+        metric=settings.metric,
+        protocol=settings.protocol,
+        settings={f.name: getattr(complete, f.name) for f in fields(complete)},
+        inputs=own.contents[place % len(own.contents)],
+        data_hash=dataset.data_hash,
+        out=settings.out,
+    )
