@@ -9,6 +9,7 @@ import pytest
 
 from lsvcr import cli
 from lsvcr.baselines.popularity import evaluate_popularity
+from lsvcr.commands.judge import parse_runs
 from lsvcr.data.store import open_dataset
 from lsvcr.evaluation.protocol import FULL, Protocol
 from lsvcr.evaluation.result import Result
@@ -139,4 +140,4 @@ def test_data_is_needed(capsys):
 
 
 def test_a_label_may_have_blanks_and_a_folder_an_equals_sign():
-    assert cli.parse_runs(["both stages = runs/lr=1"]) == {"both stages": "runs/lr=1"}
+    assert parse_runs(["both stages = runs/lr=1"]) == {"both stages": "runs/lr=1"}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lsvcr import cli, settings
-from lsvcr.baselines import generative_settings
 from lsvcr.baselines.registry import entries
+from lsvcr.commands.judge import split_runs
 from tests.guards.source import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -20,24 +20,9 @@ FLAGS = {
     "finetune.py": settings.RankSettings,
     "run_lora.sh": settings.AlignSettings,
     "finetune.sh": settings.RankSettings,
-    "simulate": settings.SimulateSettings,
-    "prepare": settings.PrepareSettings,
-    "doctor": settings.DoctorSettings,
-    "export-official": settings.ExportOfficialSettings,
-    "export": settings.ExportSettings,
-    "embed": settings.EmbedSettings,
-    "convert": settings.ConvertSettings,
     "train": settings.BaselineSettings,
-    "alpaca": generative_settings.AlpacaSettings,
-    "tune": generative_settings.TuneSettings,
-    "generate": generative_settings.GenerateSettings,
-    "ground": generative_settings.GroundSettings,
-    "evaluate": cli.EvaluateSettings,
-    "table": cli.TableSettings,
-    "report": settings.ReportSettings,
-    "recommend": settings.RecommendSettings,
-    "serve": settings.ServeSettings,
-    "compare": settings.CompareSettings,
+    "table": settings.TableSettings,
+    **{name: command.settings for name, command in cli.COMMANDS.items() if command.settings},
 }
 EACH = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -117,20 +102,7 @@ def test_scripts_named_exist(document: Path):
 def test_every_example_of_the_command_line_parses(name):
     from lsvcr.utils.arguments import parse_settings
 
-    positionals = {
-        "prepare": ["source"],
-        "evaluate": ["checkpoint"],
-        "doctor": ["data"],
-        "convert": ["checkpoint"],
-        "export-official": ["data"],
-        "export": ["checkpoint", "other"],
-        "report": ["run"],
-        "recommend": ["bundle"],
-        "serve": ["bundle"],
-        "generate": ["run"],
-        "ground": ["run"],
-    }.get(name, [])
     words = shlex.split(cli.COMMANDS[name].example)
     assert words[:2] == ["lsvcr", name]
-    flags = cli.split_runs(words[2:])[1] if name == "table" else words[3 if name == "train" else 2 :]
-    parse_settings(FLAGS[name], flags, f"lsvcr {name}", positionals=positionals)
+    flags = split_runs(words[2:])[1] if name == "table" else words[3 if name == "train" else 2 :]
+    parse_settings(FLAGS[name], flags, f"lsvcr {name}", positionals=cli.COMMANDS[name].places)

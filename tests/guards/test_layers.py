@@ -14,7 +14,9 @@ LAYERS = [
     {"llm", "evaluation"},
     {"training", "baselines"},
     {"experiments", "export"},
-    {"cli", "__main__", "recommend"},
+    {"recommend"},
+    {"commands"},
+    {"cli", "__main__"},
 ]
 """From the bottom up. Parts of one layer may use each other, as long as no circle comes of it."""
 

@@ -7,6 +7,7 @@ import pytest
 
 import lsvcr
 from lsvcr import cli
+from lsvcr.commands.command import Command
 
 
 def test_alone_it_lists_its_commands(capsys):
@@ -48,7 +49,7 @@ def test_control_c_is_code_130(monkeypatch, capsys):
     def interrupted(argv):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.COMMANDS, "embed", cli.Command("x", "y", interrupted))
+    monkeypatch.setitem(cli.COMMANDS, "embed", Command("x", "y", interrupted))
     assert cli.main(["embed"]) == 130 and "Ctrl-C" in capsys.readouterr().err
 
 

@@ -1,0 +1,1 @@
+"""The sub-commands of `lsvcr`, by what they are for; each imports what it needs when it runs: help is instant."""

@@ -1,0 +1,116 @@
+"""What is learned besides the two stages, and what stands between them."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lsvcr.baselines.generative_settings import AlpacaSettings, GenerateSettings, TuneSettings
+from lsvcr.commands.command import Command
+from lsvcr.settings import ConvertSettings, EmbedSettings
+from lsvcr.utils.arguments import parse_settings
+from lsvcr.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from lsvcr.baselines.registry import Entry
+
+_TRAIN = "lsvcr train sasrec --data_path demo/data --output_dir demo/sasrec"
+
+
+def _embed(settings: EmbedSettings) -> None:
+    from lsvcr.training.embed import embed
+
+    embed(settings)
+
+
+def _convert(settings: ConvertSettings) -> None:
+    from lsvcr.training.convert import convert
+
+    convert(settings)
+
+
+def _train(words: Sequence[str]) -> None:
+    name, flags = (words[0], words[1:]) if words and not words[0].startswith("-") else ("", words)
+    from lsvcr.baselines.registry import entries, find
+
+    if not name:
+        sys.stdout.write(_recommenders(entries()))
+        if any(word in ("--help", "-h") for word in flags):
+            raise SystemExit(0)
+        raise UserError(f"lsvcr train needs the name of a recommender, as in: {_TRAIN}")
+    entry = find(name)
+    settings = parse_settings(
+        entry.settings, flags, f"lsvcr train {name}", entry.summary, _TRAIN.replace("sasrec", name)
+    )
+    from lsvcr.training.baseline import run
+
+    run(name, settings)
+
+
+def _recommenders(known: "Mapping[str, Entry]") -> str:
+    lines = ["usage: lsvcr train NAME [--flag value ...]   (lsvcr train NAME --help tells the flags)", ""]
+    lines += [f"  {name:<20} {entry.summary}" for name, entry in known.items()]
+    return "\n".join([*lines, "", f"example: {_TRAIN}"]) + "\n"
+
+
+def _alpaca(settings: AlpacaSettings) -> None:
+    from lsvcr.baselines.alpaca import write_alpaca
+    from lsvcr.data.store import open_dataset
+
+    write_alpaca(open_dataset(settings.data_path), settings)
+
+
+def _tune(settings: TuneSettings) -> None:
+    from lsvcr.baselines.generative import tune
+    from lsvcr.training.schedule import learning_rate_factor
+
+    tune(settings, learning_rate_factor)
+
+
+def _generate(settings: GenerateSettings) -> None:
+    from lsvcr.baselines.generations import generate
+
+    generate(settings)
+
+
+COMMANDS = {
+    "embed": Command(
+        "Turn all titles and comments of a dataset into text vectors.",
+        "lsvcr embed --checkpoint ckpt/LSVCR --data_path demo/data",
+        _embed,
+        EmbedSettings,
+    ),
+    "convert": Command(
+        "Turn an official checkpoint, or a legacy ChatGLM's adapter, into ours.",
+        "lsvcr convert official/adapter_model.bin --model_name_or_path models/chatglm3-6b --out ckpt/official",
+        _convert,
+        ConvertSettings,
+        places=("checkpoint",),
+        needs=("checkpoint", "model_name_or_path", "out"),
+    ),
+    "train": Command(
+        "Train or fit another recommender, for comparison; without a name it lists them.",
+        _TRAIN,
+        _train,
+    ),
+    "alpaca": Command(
+        "Write {instruction, input, output} records of a dataset as JSON lines.",
+        "lsvcr alpaca --data_path demo/data --out ckpt/alpaca.jsonl",
+        _alpaca,
+        AlpacaSettings,
+        needs=("out",),
+    ),
+    "tune": Command(
+        "Fine-tune an LLM with LoRA to say the next title.",
+        "lsvcr tune --data_path demo/data --output_dir ckpt/generative",
+        _tune,
+        TuneSettings,
+    ),
+    "generate": Command(
+        "Let a fine-tuned LLM say titles for validation and test, by beam search.",
+        "lsvcr generate ckpt/generative --decoding trie",
+        _generate,
+        GenerateSettings,
+        places=("run",),
+        needs=("run",),
+    ),
+}

@@ -1,0 +1,87 @@
+"""Settings of what measures and compares."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lsvcr.settings.fields import option
+
+
+@dataclass
+class EvaluateSettings:
+    """Settings of `lsvcr evaluate`."""
+
+    checkpoint: str = option("", "run folder of stage two or of `lsvcr train`, or its best/ or last/")
+    data: str = option("", "prepared dataset")
+    split: Literal["test", "val"] = option("test", "which samples to rank")
+    protocol: Literal["all", "full", "sampled"] = option(
+        "all",
+        "candidates: the full catalogue (CommRank: the video's comments), those stored with the dataset, or all = one "
+        "after the other",
+    )
+    metrics: str = option(
+        "",
+        "such as ndcg@10,map@20: recall, hr, precision, ndcg, mrr and map at any K; for Rec on the full catalogue also "
+        "coverage, gini, novelty, arp and popularity_bias; empty = those of metrics.json",
+    )
+    filter_seen: bool = option(False, "Rec: videos of a user's history do not rank, unless one is the target")
+    against: str = option(
+        "",
+        "another run folder: tell the difference, with paired tests; --data is needed where rows are not stored",
+    )
+    json: bool = option(False, "print one JSON object instead of a table")
+
+
+@dataclass
+class TableSettings:
+    """Settings of `lsvcr table`, apart from its LABEL=FOLDER words."""
+
+    data: str = option("", "prepared dataset that all runs were trained on")
+    protocol: Literal["full", "sampled"] = option(
+        "full",
+        "candidates: the full catalogue (CommRank: the video's comments), or those stored with the dataset",
+    )
+    json: bool = option(False, "print one JSON object instead of a table")
+
+
+@dataclass
+class CompareSettings:
+    """Settings of `lsvcr compare`."""
+
+    data: str = option("", "prepared dataset")
+    models: str = option(
+        "all",
+        "names with commas between them (`--models list` shows them), or NAME:CONFIG for another of its YAML files; "
+        "all: what the data can serve",
+    )
+    out: str = option("", "folder of runs, logs and the comparison; the same command goes on in it")
+    task: Literal["Rec", "CommRank"] = option("Rec", "what is ranked")
+    seeds: int = option(3, "trained models a row, each of a seed of its own")
+    seed: int = option(2024, "the first of the seeds, with which the search is done")
+    trials: int = option(
+        1, "settings that each model may try on validation (search: in its YAML file); 1 = no search"
+    )
+    epochs: int = option(0, "at most this many epochs for every model; 0 = as many as its settings say")
+    aligned: str = option(
+        "", "stage-one run for the rows of LSVCR; several with commas between them: one a seed, in turn"
+    )
+    untuned: str = option("", "folder of the untuned LLM's vectors (*_full_embs.npy); empty = the dataset")
+    metric: str = option("ndcg@10", "validation metric that picks epochs, settings and the best baseline")
+    metrics: str = option("recall@10,ndcg@10,mrr@10", "columns of the table")
+    protocol: Literal["full", "sampled"] = option(
+        "full",
+        "candidates: the full catalogue (CommRank: the video's comments), or those stored with the dataset",
+    )
+    configs: str = option(
+        "config",
+        "folder with baselines/NAME.yaml and compare/lsvcr.yaml, from where you are or of the checkout",
+    )
+    json: bool = option(False, "print one JSON object instead of a table")
+
+
+@dataclass
+class ReportSettings:
+    """Settings of `lsvcr report`."""
+
+    run: str = option("", "run folder of stage one or stage two, finished or not")
+    out: str = option("", "HTML file to write; empty = report.html in the run folder")
+    data: str = option("", "prepared dataset of the run; empty = the one that its settings name")

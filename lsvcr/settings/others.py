@@ -1,0 +1,47 @@
+"""Settings of the other recommenders."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lsvcr.settings.fields import option
+
+
+@dataclass
+class FittedSettings:
+    """What every recommender of `lsvcr train` has; all that those have which are fitted without training."""
+
+    data_path: str = option("./data", "prepared dataset")
+    output_dir: str = option("./ckpt/baseline", "run folder; holds best/ and metrics.json")
+    per_device_eval_batch_size: int = option(512, "rows a process and evaluation step")
+    max_candidate_num: int = option(100, "candidates of the sampled protocol")
+    max_his: int = option(200, "latest videos of a history that the recommender sees")
+
+
+@dataclass
+class BaselineSettings(FittedSettings):
+    """What every trained recommender of `lsvcr train` has; each adds its own in its file of lsvcr/baselines/."""
+
+    seed: int = option(2024, "seed of order, negatives and initialisation")
+    per_device_train_batch_size: int = option(
+        128, "training rows (users' sequences) a process and micro-step"
+    )
+    gradient_accumulation_steps: int = option(1, "micro-steps of one optimiser step")
+    dataloader_num_workers: int = option(0, "worker processes that build batches")
+    learning_rate: float = option(1e-3, "peak learning rate")
+    weight_decay: float = option(0.0, "AdamW weight decay")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = option("constant", "after warm-up")
+    warmup_ratio: float = option(0.0, "share of steps with rising learning rate")
+    num_train_epochs: int = option(100, "at most this many epochs")
+    patience: int = option(10, "stop after this many validations without a better metric")
+    metric_for_best_model: str = option(
+        "ndcg@10",
+        "validation metric that picks the best epoch: recall, hr, precision, ndcg, mrr or map at any K",
+    )
+    val_protocol: Literal["full", "sampled"] = option(
+        "full", "candidates of the validation: all videos, or those stored with the dataset"
+    )
+    evaluation_strategy: Literal["epoch", "steps", "no"] = option("epoch", "steps: every eval_steps epochs")
+    eval_steps: int = option(1, "epochs between validations when evaluation_strategy is steps")
+    neg_video_num: int = option(0, "sampled negatives; 0 = the whole catalogue")
+    resume: bool = option(True, "continue an interrupted run found in output_dir")
+    report_to: Literal["tensorboard", "none"] = option("tensorboard", "where curves go")
