@@ -364,7 +364,7 @@ threads = [threading.Thread(target=write, args=(n,), daemon=True) for n in range
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 """
-KILLS = 20
+KILLS = 12
 
 
 def test_kill_at_any_moment_keeps_what_was_acknowledged(state):
