@@ -1,6 +1,7 @@
 """The `lsvcr` command. Each sub-command imports what it needs when it runs, so that help is instant."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from lsvcr.settings import (
     EmbedSettings,
     ExportOfficialSettings,
     PrepareSettings,
+    RecommendSettings,
     ReportSettings,
     SimulateSettings,
     option,
@@ -208,6 +210,16 @@ def _report(argv: Sequence[str]) -> None:
     sys.stdout.write(f"{write_report(settings)}\n")
 
 
+def _recommend(argv: Sequence[str]) -> None:
+    settings = parse_settings(RecommendSettings, argv, "lsvcr recommend", *_about("recommend"), ("bundle",))
+    _require("recommend", bundle=settings.bundle)
+    # Read when NumPy is loaded: its products would take all cores.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(settings.threads))
+    from lsvcr.recommend import recommend
+
+    recommend(settings)
+
+
 def split_runs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words of `lsvcr table` that name runs, and the flags with their values, each in order."""
     runs: list[str] = []
@@ -310,6 +322,11 @@ COMMANDS = {
         "Set finished stage-two runs side by side, with popularity, under one protocol.",
         'lsvcr table --data demo/data "ids only=demo/ids" "both stages=demo/aligned"',
         _table,
+    ),
+    "recommend": Command(
+        "Ask a bundle: videos for a user, or the comments of a video, from the shell; one or many.",
+        "lsvcr recommend bundles/demo --user 12 --k 5",
+        _recommend,
     ),
     "report": Command(
         "Write one HTML page about a run: curves, settings, data, timings, test figures.",

@@ -325,3 +325,24 @@ class RankSettings(SRSettings):
     disable_comments: bool = option(False, "ignore comment history and the videos' comments")
     resume: bool = option(True, "continue an interrupted run found in output_dir")
     report_to: Literal["tensorboard", "none"] = option("tensorboard", "where curves go")
+
+
+@dataclass
+class RecommendSettings:
+    """Settings of `lsvcr recommend`."""
+
+    bundle: str = option("", "folder that `lsvcr export` wrote")
+    user: str = option("", "a user whose histories the bundle holds")
+    history: str = option(
+        "",
+        'histories as JSON, or @FILE with it: {"video_history": [id, ...], "comment_history": [{"video": id, '
+        '"comments": [id, ...]}, ...]}, oldest first',
+    )
+    video: str = option("", "rank the comments of this video instead of recommending videos")
+    k: int = option(10, "how many")
+    exclude_seen: bool = option(True, "videos that the user liked are left out")
+    input: str = option("", "file with one request as JSON a line, for many at a time")
+    output: str = option("", "with --input: file that receives one answer as JSON a line")
+    threads: int = option(1, "processor threads")
+    verify: bool = option(True, "compare the checksum of every file of the bundle first")
+    json: bool = option(False, "print one JSON object instead of a table")

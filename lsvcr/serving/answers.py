@@ -9,9 +9,10 @@ from lsvcr.schema import Task
 from lsvcr.serving.bundle import PartFiles
 from lsvcr.serving.encoder import Encoder
 from lsvcr.serving.histories import Rows, steps
-from lsvcr.serving.index import ExactIndex, Found
+from lsvcr.serving.hnsw import HnswIndex
+from lsvcr.serving.index import Found, Index, open_index
 from lsvcr.serving.snapshot import Snapshot
-from lsvcr.serving.topk import best
+from lsvcr.serving.topk import best, dots
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class ServedPart:
 
     task: Task
     encoder: Encoder
-    index: ExactIndex | None
+    index: Index | None
 
     @classmethod
     def load(cls, files: PartFiles, threads: int) -> "ServedPart":
@@ -35,7 +36,11 @@ class ServedPart:
         """
         is_rec = files.task is Task.REC
         encoder = Encoder(files.encoder, with_watched=not is_rec, threads=threads)
-        return cls(files.task, encoder, ExactIndex(files.items) if is_rec else None)
+        if not is_rec:
+            return cls(files.task, encoder, None)
+        if files.graph is not None:
+            return cls(files.task, encoder, HnswIndex(files.items, files.graph, threads))
+        return cls(files.task, encoder, open_index(files.items, threads))
 
     def users(
         self,
@@ -80,7 +85,7 @@ def recommended_rows(
 def rank_rows(snapshot: Snapshot, part: ServedPart, user: np.ndarray, rows: np.ndarray, k: int) -> Found:
     """The k best of chosen rows (m,); equal scores in ascending row."""
     rows = np.sort(rows)
-    scores = snapshot.items(part.task, rows) @ user
+    scores = dots(snapshot.items(part.task, rows), user)
     places = best(scores, k)
     return rows[places], scores[places]
 
@@ -97,9 +102,9 @@ def _search(
     if not len(items):
         return stored
     first = len(part.index)
-    scores = users @ items.T
     found = []
-    for own, k, rows, (base_rows, base_scores) in zip(scores, ks, left_out, stored, strict=True):
+    for user, k, rows, (base_rows, base_scores) in zip(users, ks, left_out, stored, strict=True):
+        own = dots(items, user)
         own[rows[rows >= first] - first] = -np.inf
         places = best(own, k)
         all_rows = np.concatenate([base_rows, places + first])

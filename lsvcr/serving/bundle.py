@@ -4,12 +4,15 @@ manifest.json          what it is, counts, parts, sha256 and size of every file
 videos/                ids (see `ids`), titles.{offsets,bytes}.npy, comments.{offsets,items}.npy, top_comment.npy
 comments/              ids, texts.{offsets,bytes}.npy, video.npy, likes.npy
 users/  (optional)     ids, {video,comment,seen}_{offsets,items}.npy, comment_videos.npy
-rec/ comm_rank/        encoder.onnx, tower.onnx, items.npy [items.scale.npy], entries.npy, shown.npy, watched.npy
+rec/ comm_rank/        encoder.onnx, tower.onnx, items.npy [items.scale.npy] [hnsw.faiss], entries.npy, shown.npy,
+                       watched.npy
 
 Row i of every table is index i; index 0 is padding. `bundle_write` makes one.
 """
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,28 +30,15 @@ from lsvcr.serving.bundle_write import (
 )
 from lsvcr.serving.errors import BundleError
 from lsvcr.serving.ids import IdMap
+from lsvcr.serving.rows import StoredRows
 from lsvcr.serving.texts import TextTable
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import load_npy, read_json, sha256_file
 
-__all__ = ["Bundle", "PartFiles", "StoredRows", "Users", "amend_manifest", "open_bundle", "write_bundle"]
+__all__ = ["Bundle", "PartFiles", "Users", "amend_manifest", "open_bundle", "write_bundle"]
 
 _REMEDY = "make one with `lsvcr export CHECKPOINT --data DIR --out {root}`"
 _ARRAYS = ("<f4", "<f2", "|i1", "|u1", "<i4", "<i8", "<u8")
-
-
-class StoredRows(NamedTuple):
-    """Unit vectors as they are stored; row 0 is padding."""
-
-    values: np.ndarray
-    """(n + 1, d) float32, float16 or int8."""
-    scale: np.ndarray | None
-    """(n + 1,) float32: a row of int8 times its scale is the vector. None for floats."""
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors of `rows` (m,) as (m, d) float32."""
-        values = self.values[rows].astype(np.float32)
-        return values if self.scale is None else values * self.scale[rows, None]
 
 
 class Users(NamedTuple):
@@ -73,6 +63,7 @@ class PartFiles:
         shown: (n_comments + 1, d) float32, what a comment adds to its step; None: the model ignores comments.
         watched: (n_videos + 1, d) float32, the watched video as a question; CommRank only.
         tower: turns text vectors of new videos and comments into such rows; None: the model has no text.
+        graph: faiss's HNSW graph of the items; None: every row is looked at.
     """
 
     task: Task
@@ -82,6 +73,7 @@ class PartFiles:
     shown: np.ndarray | None
     watched: np.ndarray | None
     tower: Path | None
+    graph: Path | None
 
 
 @dataclass(frozen=True)
@@ -134,7 +126,9 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
     root = Path(path)
     manifest = _read_manifest(root)
     for name, entry in manifest["files"].items():
-        _check_file(root / name, entry, verify)
+        _check_size(root / name, entry)
+    if verify:
+        _check_content(root, manifest["files"])
     try:
         return _opened(root, manifest)
     except BundleError:
@@ -183,7 +177,8 @@ def _part(root: Path, task: Task, hidden: int, videos: int, comments: int) -> Pa
         entries=_array(folder / "entries.npy", (videos, hidden)),
         shown=_optional(folder / "shown.npy", (comments, hidden)),
         watched=_array(folder / "watched.npy", (videos, hidden)) if task is Task.COMM_RANK else None,
-        tower=folder / "tower.onnx" if (folder / "tower.onnx").exists() else None,
+        tower=_there(folder / "tower.onnx"),
+        graph=_there(folder / "hnsw.faiss"),
     )
 
 
@@ -195,6 +190,10 @@ def _users(folder: Path) -> Users:
 
 def _csr(folder: Path, stem: str) -> Csr:
     return Csr(*(_array(folder / f"{stem}{field}.npy") for field in Csr._fields))
+
+
+def _there(path: Path) -> Path | None:
+    return path if path.exists() else None
 
 
 def _optional(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -240,7 +239,7 @@ def _is_entry(root: Path, name: str, entry: Any) -> bool:
     return inside and isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
 
 
-def _check_file(path: Path, entry: dict[str, Any], verify: bool) -> None:
+def _check_size(path: Path, entry: dict[str, Any]) -> None:
     if not path.is_file():
         raise BundleError(f"{path} is missing from the bundle; copy the bundle again or export it again")
     size = path.stat().st_size
@@ -248,5 +247,15 @@ def _check_file(path: Path, entry: dict[str, Any], verify: bool) -> None:
         raise BundleError(
             f"{path} has {size} bytes, the manifest says {entry['bytes']}; copy the bundle again or export it again"
         )
-    if verify and sha256_file(path) != entry["sha256"]:
-        raise BundleError(f"{path} has changed since the export; copy the bundle again or export it again")
+
+
+def _check_content(root: Path, files: dict[str, Any]) -> None:
+    """All files at once, a thread each core: hashing takes most of the time until a bundle answers."""
+    names = sorted(files, key=lambda name: -files[name]["bytes"])
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        found = dict(zip(names, threads.map(sha256_file, [root / name for name in names]), strict=True))
+    for name, entry in files.items():
+        if found[name] != entry["sha256"]:
+            raise BundleError(
+                f"{root / name} has changed since the export; copy the bundle again or export it again"
+            )

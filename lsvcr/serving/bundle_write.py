@@ -4,13 +4,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lsvcr.schema import MANIFEST_FILE, Task
 from lsvcr.serving.errors import BundleError
+from lsvcr.serving.hnsw import measured_recall, write_hnsw
 from lsvcr.serving.ids import id_arrays
+from lsvcr.serving.rows import RowKind, stored_rows
 from lsvcr.serving.texts import pack_texts
 from lsvcr.serving.types import RawId
 from lsvcr.utils.io import atomic_dir, read_json, sha256_file, sha256_text, write_json
@@ -19,8 +21,10 @@ BUNDLE_KIND = "bundle"
 BUNDLE_FORMAT = 1
 """Version of the layout; a reader refuses any other."""
 
-RowKind = Literal["float32", "float16", "int8"]
-"""How item vectors are stored."""
+ANN_FROM = 2_000_000
+"""Videos up to which every request looks at all of them."""
+_SAMPLE = 1000
+"""Requests that the recall of an approximate index is measured with."""
 
 Content = np.ndarray | bytes
 """A file: a NumPy array (the name ends in .npy), or bytes as they are."""
@@ -127,6 +131,8 @@ def write_bundle(
     max_entries: int,
     users: UserTable | None = None,
     rows: RowKind = "float32",
+    ann_from: int = ANN_FROM,
+    sample_users: np.ndarray | None = None,
     about: Mapping[str, Any] | None = None,
     files: Mapping[str, Content] | None = None,
 ) -> Path:
@@ -139,6 +145,8 @@ def write_bundle(
         text_width: w, width of a text vector.
         max_videos, max_entries: latest steps of each history that count.
         rows: how `Part.items` are stored; int8 has a scale for each row.
+        ann_from: with more videos than this the Rec part gets a graph for approximate search; 0 = never. Needs faiss.
+        sample_users: (S, d) float32 user vectors that its recall is measured with; None = as many item vectors.
         about: further entries of the manifest: versions, parents, data_hash, quantisation, verified, text_encoder...
         files: further files by name relative to the folder, such as `text_encoder/words.npy`.
 
@@ -146,7 +154,7 @@ def write_bundle(
         `path`.
 
     Raises:
-        BundleError: a vector is not finite.
+        BundleError: a vector is not finite, or faiss is needed and not installed.
         ValueError: arrays whose shapes do not belong together.
         UserError: the folder cannot be written.
     """
@@ -170,12 +178,12 @@ def write_bundle(
             "counts": {"videos": n_videos, "comments": n_comments, "users": len(users.ids) if users else 0},
             "parts": {task.value: dict(part.about or {}) for task, part in parts.items()},
             "rows": rows,
-            "index": {"kind": "exact"},
+            "index": _index(folder, parts, rows, ann_from, sample_users),
             "text_encoder": None,
             **(about or {}),
             "files": {
                 name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
-                for name in sorted(contents)
+                for name in _names(folder)
             },
         }
         write_json(folder / MANIFEST_FILE, manifest)
@@ -193,13 +201,25 @@ def bundle_id(files: Mapping[str, Mapping[str, Any]]) -> str:
     return sha256_text("\n".join(f"{name} {files[name]['sha256']}" for name in sorted(files)))[:16]
 
 
-def stored_rows(vectors: np.ndarray, rows: RowKind) -> tuple[np.ndarray, np.ndarray | None]:
-    """Vectors (n, d) float32 as they are stored: the values, and for int8 the scale (n,) float32 of each row."""
-    if rows != "int8":
-        return np.ascontiguousarray(vectors, dtype=rows), None
-    scale = np.abs(vectors).max(axis=1, initial=0.0).astype(np.float32) / np.float32(127)
-    divisor = np.where(scale == 0, np.float32(1), scale)
-    return np.rint(vectors / divisor[:, None]).astype(np.int8), scale
+def _index(
+    folder: Path, parts: Mapping[Task, Part], rows: RowKind, ann_from: int, users: np.ndarray | None
+) -> dict[str, Any]:
+    """Write the approximate index where there is to be one; the manifest's entry."""
+    part = parts.get(Task.REC)
+    if part is None or not ann_from or len(part.items) - 1 <= ann_from:
+        return {"kind": "exact"}
+    path = folder / Task.REC.value / "hnsw.faiss"
+    write_hnsw(path, part.items, rows)
+    if users is None:
+        rng = np.random.default_rng(0)
+        users = part.items[rng.integers(1, len(part.items), _SAMPLE)]
+    recall = measured_recall(stored_rows(part.items, rows), path, users[:_SAMPLE])
+    return {"kind": "hnsw", "recall@10": round(recall, 4), "recall_users": min(len(users), _SAMPLE)}
+
+
+def _names(folder: Path) -> list[str]:
+    """All files of the bundle relative to its folder, but for the manifest, which is written last."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def _catalogue_files(videos: VideoTable, comments: CommentTable) -> dict[str, Content]:

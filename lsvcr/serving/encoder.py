@@ -75,20 +75,27 @@ class Tower:
         return TowerRows(*self._session.run(TOWER_OUTPUTS, {"text": texts}))
 
 
-def open_graph(path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: int) -> Any:
-    """A session with exactly these inputs and outputs; sequential, so that requests do not wait for each other.
-
-    Raises:
-        BundleError: see `Encoder`.
-    """
+def session_options(threads: int) -> Any:
+    """Options of every session here: nodes one after another, each on `threads` threads."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _FATAL
     # A thread that spins between requests takes the core from those who answer the next one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def open_graph(path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: int) -> Any:
+    """A session with exactly these inputs and outputs; sequential, so that requests do not wait for each other.
+
+    Raises:
+        BundleError: see `Encoder`.
+    """
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            str(path), session_options(threads), providers=["CPUExecutionProvider"]
+        )
     except (
         Exception
     ) as broken:  # ONNX Runtime has a class of its own for each kind, and no common one below this

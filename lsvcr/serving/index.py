@@ -1,26 +1,66 @@
-"""Search in the stored item vectors: one product with all of them, then the exact best."""
+"""Search in the stored item vectors. Every index here looks at all rows and finds exactly the best.
+
+Two ways, by how the rows are stored. float32: one product. float16 and int8: a product of 8-bit whole numbers, which
+reads a quarter of the bytes, rules out all rows that cannot be among the best, and those few that are left are scored
+from the stored rows. docs/deploy.md has the times of both and of what was tried besides.
+"""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from lsvcr.schema import PAD
-from lsvcr.serving.bundle import StoredRows
-from lsvcr.serving.topk import best
+from lsvcr.serving.rows import StoredRows, stored_rows
+from lsvcr.serving.topk import at_least, best, dots, reached_by
+from lsvcr.serving.whole_numbers import WholeNumberProduct
 
 _SCORES = 1 << 24
 """Scores kept at once (64 MiB): more users than fit are taken in parts."""
+_ROWS = 1 << 16
+"""Rows unpacked at once."""
+_STEPS = 63
+"""Steps from 0 to the largest number of a user's vector: 7 bits with the sign. With 8, sums of two products exceed
+the 16 bits that processors without VNNI instructions keep them in."""
+_ZERO = 64
+"""What stands for 0 in the user's numbers, which ONNX Runtime wants without a sign."""
+_PRODUCT = 1 << 18
+"""Rows of one product: what it gives stays in the processor's cache."""
+ROUNDING = 1e-5
+"""More than float32 rounds off in a score."""
 
 Found = tuple[np.ndarray, np.ndarray]
-"""Rows (m,) int64, best first, and their scores (m,) float32."""
+"""Rows (m,) int64, best first, equal scores in ascending row, and their scores (m,) float32."""
+
+
+class Index(Protocol):
+    """Finds the best rows for users."""
+
+    def __len__(self) -> int:
+        """Rows, padding included."""
+        ...
+
+    def search(self, users: np.ndarray, ks: Sequence[int], without: Sequence[np.ndarray]) -> list[Found]:
+        """The best rows of each user.
+
+        Args:
+            users: (B, d) float32 unit vectors.
+            ks: how many for each, at least 1.
+            without: rows (any number, int64) that each must not get; rows past the end are ignored.
+
+        Returns:
+            For each user k rows, fewer where there are no more; never padding.
+        """
+        ...
+
+
+def open_index(rows: StoredRows, threads: int = 1) -> Index:
+    """The index that fits how the rows are stored; `threads` of one product of whole numbers."""
+    return ExactIndex(rows) if rows.values.dtype == np.float32 else SketchIndex(rows, threads)
 
 
 class ExactIndex:
-    """Every row is looked at.
-
-    Args:
-        rows: stored vectors, row 0 padding, which is never found.
-    """
+    """One product with all float32 rows (n + 1, d); row 0 is padding."""
 
     def __init__(self, rows: StoredRows) -> None:
         self._rows = rows
@@ -29,39 +69,125 @@ class ExactIndex:
         return len(self._rows.values)
 
     def search(self, users: np.ndarray, ks: Sequence[int], without: Sequence[np.ndarray]) -> list[Found]:
-        """The best rows of each user.
-
-        Args:
-            users: (B, d) float32 unit vectors.
-            ks: how many for each.
-            without: rows (any number, int64) that each must not get; rows past the end are ignored.
-
-        Returns:
-            For each user at most k rows: fewer where there are no more.
-        """
+        """See `Index`."""
         found: list[Found] = []
-        step = max(1, _SCORES // max(1, len(self)))
+        step = max(1, _SCORES // len(self))
         for start in range(0, len(users), step):
             scores = self._scores(users[start : start + step])
-            scores[:, PAD] = -np.inf
-            for own, k, rows in zip(
-                scores, ks[start : start + step], without[start : start + step], strict=True
-            ):
-                own[rows[rows < len(own)]] = -np.inf
-                places = best(own, k)
-                found.append((places, own[places]))
-        return found
-
-    def scores(self, user: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Scores of one user (d,) with chosen rows (m,) -> (m,) float32."""
-        found: np.ndarray = self._rows.take(rows) @ user
+            for place, own in enumerate(scores, start=start):
+                leave_out(own, without[place])
+                bound = reached_by(own, ks[place]) - 2 * ROUNDING
+                found.append(best_reaching(self._rows, users[place], own, bound, ks[place]))
         return found
 
     def _scores(self, users: np.ndarray) -> np.ndarray:
         """(B, n + 1) float32."""
-        values, scale = self._rows
         if len(users) == 1:  # a matrix times a vector reads the rows in their order
-            product = (values.astype(np.float32, copy=False) @ users[0])[None, :]
-        else:
-            product = users @ values.astype(np.float32, copy=False).T
-        return product if scale is None else product * scale
+            return (self._rows.values @ users[0])[None, :]
+        return users @ self._rows.values.T
+
+
+class SketchIndex:
+    """Rows as 8-bit whole numbers times a scale of each row, and the stored rows for those that may be the best.
+
+    With u the user, q its rounded vector, x a row and s its sketch: u x differs from q s by at most
+    |u - q| |x| + |x - s| |q|. A row whose sketch scores lower than the k-th best sketch by more than twice that is not
+    among the k best.
+
+    Args:
+        rows: stored rows (n + 1, d), row 0 padding.
+        threads: of one product.
+    """
+
+    def __init__(self, rows: StoredRows, threads: int = 1) -> None:
+        self._rows = rows
+        sketch = rows if rows.scale is not None else _sketch(rows.values)
+        assert sketch.scale is not None
+        values, self._scale = sketch.values, sketch.scale
+        self._longest = self._residual = 0.0
+        for start in range(0, len(self), _ROWS):
+            part = np.arange(start, min(start + _ROWS, len(self)))
+            exact = rows.take(part)
+            self._longest = max(self._longest, _longest(exact))
+            if sketch is not rows:
+                self._residual = max(self._residual, _longest(exact - sketch.take(part)))
+        self._products = [
+            WholeNumberProduct(values[start : start + _PRODUCT], _ZERO, threads)
+            for start in range(0, len(self), _PRODUCT)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._rows.values)
+
+    def search(self, users: np.ndarray, ks: Sequence[int], without: Sequence[np.ndarray]) -> list[Found]:
+        """See `Index`."""
+        # The user's numbers go without their scale, which changes no order: one pass less over all rows.
+        scales = np.maximum(np.abs(users).max(axis=1, initial=0), 1e-30) / _STEPS
+        rounded = np.rint(users / scales[:, None])
+        slack = self._slack(users, rounded * scales[:, None]) / scales
+        found: list[Found] = []
+        step = max(1, _SCORES // len(self))
+        for start in range(0, len(users), step):
+            sketches = self._sketches((rounded[start : start + step] + _ZERO).astype(np.uint8))
+            for place, sketch in enumerate(sketches, start=start):
+                leave_out(sketch, without[place])
+                bound = reached_by(sketch, ks[place]) - 2 * float(slack[place])
+                found.append(best_reaching(self._rows, users[place], sketch, bound, ks[place]))
+        return found
+
+    def _sketches(self, users: np.ndarray) -> np.ndarray:
+        """Users (B, d) uint8 with all sketches, (B, n + 1) float32."""
+        found = np.empty((len(users), len(self)), dtype=np.float32)
+        for start, product in zip(range(0, len(self), _PRODUCT), self._products, strict=True):
+            part = slice(start, start + _PRODUCT)
+            scale = self._scale[part]
+            np.multiply(product(users), scale, out=found[:, part], dtype=np.float32, casting="unsafe")
+        return found
+
+    def _slack(self, users: np.ndarray, rounded: np.ndarray) -> np.ndarray:
+        """The most by which a score and its sketch differ, (B,)."""
+        slack: np.ndarray = self._longest * np.linalg.norm(users - rounded, axis=1)
+        return slack + self._residual * np.linalg.norm(rounded, axis=1) + ROUNDING
+
+
+def best_of(rows: StoredRows, user: np.ndarray, likely: np.ndarray, k: int) -> Found:
+    """The k best of the rows `likely` (m,), ascending, by the scores of the stored rows."""
+    scores = dots(rows.take(likely), user)
+    places = best(scores, k)
+    return likely[places], scores[places]
+
+
+def exact_scores(rows: StoredRows, user: np.ndarray) -> np.ndarray:
+    """Scores of all rows with one user (d,), (n + 1,) float32; a part of the rows is unpacked at a time."""
+    scores = np.empty(len(rows.values), dtype=np.float32)
+    for start in range(0, len(scores), _ROWS):
+        part = np.arange(start, min(start + _ROWS, len(scores)))
+        scores[part] = rows.take(part) @ user
+    return scores
+
+
+def best_reaching(rows: StoredRows, user: np.ndarray, estimates: np.ndarray, bound: float, k: int) -> Found:
+    """The k best of those rows whose estimate (n + 1,) reaches the bound; rows with -inf stay away."""
+    likely = at_least(estimates, bound)
+    return best_of(rows, user, likely[estimates[likely] > -np.inf], k)
+
+
+def _longest(vectors: np.ndarray) -> float:
+    """Length of the longest of (n, d)."""
+    return float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors).max()))
+
+
+def _sketch(values: np.ndarray) -> StoredRows:
+    """Floating rows (n, d) as int8."""
+    sketched, scales = np.empty(values.shape, np.int8), np.empty(len(values), np.float32)
+    for start in range(0, len(values), _ROWS):
+        part = slice(start, start + _ROWS)
+        sketched[part], scales[part] = stored_rows(values[part].astype(np.float32), "int8")
+    return StoredRows(sketched, scales)
+
+
+def leave_out(scores: np.ndarray, rows: np.ndarray) -> None:
+    """Set padding and `rows` to -inf."""
+    if len(rows):
+        scores[rows if rows.max() < len(scores) else rows[rows < len(scores)]] = -np.inf
+    scores[PAD] = -np.inf

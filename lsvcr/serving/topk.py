@@ -1,24 +1,52 @@
-"""The k best of many scores, exactly: equal scores in the order of their rows."""
+"""The k best of many scores, exactly: equal scores in the order of their places."""
 
 import numpy as np
 
-_BLOCK = 256
-"""Scores whose maximum stands for them while the others are ruled out."""
+_GROUP = 64
+"""Scores of a group, whose maximum stands for them while most others are ruled out."""
+
+
+_FEW = 512
+"""Scores that are sorted without a look at groups."""
 
 
 def best(scores: np.ndarray, k: int) -> np.ndarray:
     """Places of the k highest of scores (n,), best first, equal ones in ascending place; (at most k,) int64.
 
-    Scores of -inf never come out. The k-th highest of all block maxima is a bound that the k best reach, so two
-    passes over the scores leave a few hundred to sort.
+    Scores of -inf never come out. Two passes over the scores leave a few hundred to sort.
     """
-    blocks = len(scores) // _BLOCK
-    if k < blocks:
-        maxima = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
-        bound = np.partition(maxima, blocks - k)[blocks - k]
-        places = np.flatnonzero(scores >= bound)
-    else:
-        places = np.arange(len(scores))
+    few = len(scores) <= _FEW
+    places = np.arange(len(scores)) if few else at_least(scores, reached_by(scores, k))
     found = scores[places]
     order = np.argsort(-found, kind="stable")[:k]
     return places[order[found[order] > -np.inf]]
+
+
+def dots(vectors: np.ndarray, user: np.ndarray) -> np.ndarray:
+    """Products of vectors (n, d) with a user (d,), (n,) float32: the same for a vector wherever it stands.
+
+    A matrix product rounds a row in another way at the end of the matrix than in its middle, and equal rows would come
+    in any order.
+    """
+    products: np.ndarray = (vectors * user).sum(axis=1, dtype=np.float32)
+    return products
+
+
+def reached_by(scores: np.ndarray, k: int) -> float:
+    """A bound that at least k of the scores (n,) reach, close to the k-th highest; -inf where there are fewer.
+
+    The k-th highest of the maxima of groups is one: k groups hold a score that high. Group g holds the scores g, g + m,
+    g + 2 m and so on, so that the maxima of all are found by comparing rows of m.
+    """
+    if k >= len(scores):
+        return -np.inf
+    groups = len(scores) // _GROUP
+    if k * 4 > groups:
+        return float(np.partition(scores, len(scores) - k)[len(scores) - k])
+    maxima = scores[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
+    return float(np.partition(maxima, groups - k)[groups - k])
+
+
+def at_least(scores: np.ndarray, bound: float) -> np.ndarray:
+    """Places of the scores (n,) that reach a bound, ascending."""
+    return np.flatnonzero(scores >= bound)

@@ -27,6 +27,7 @@ FLAGS = {
     "evaluate": cli.EvaluateSettings,
     "table": cli.TableSettings,
     "report": settings.ReportSettings,
+    "recommend": settings.RecommendSettings,
 }
 EACH = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -107,6 +108,7 @@ def test_every_example_of_the_command_line_parses(name):
         "convert": ["checkpoint"],
         "export-official": ["data"],
         "report": ["run"],
+        "recommend": ["bundle"],
     }.get(name, [])
     words = shlex.split(cli.COMMANDS[name].example)
     assert words[:2] == ["lsvcr", name]

@@ -14,7 +14,7 @@ LAYERS = [
     {"llm", "evaluation", "export"},
     {"training", "baselines"},
     {"experiments"},
-    {"cli", "__main__"},
+    {"cli", "__main__", "recommend"},
 ]
 """From the bottom up. Parts of one layer may use each other, as long as no circle comes of it."""
 

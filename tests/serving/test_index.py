@@ -1,0 +1,127 @@
+"""Every index against all scores sorted."""
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lsvcr.serving import index as index_module
+from lsvcr.serving.index import ExactIndex, SketchIndex, open_index
+from lsvcr.serving.rows import StoredRows, stored_rows
+from lsvcr.serving.topk import best, reached_by
+from lsvcr.serving.whole_numbers import WholeNumberProduct, _product_graph
+from tests.serving.bundles import unit
+
+KINDS = ("float32", "float16", "int8")
+
+
+def random_rows(rng: np.random.Generator, n: int, d: int, distinct: int) -> np.ndarray:
+    """(n + 1, d) unit vectors, of which only so many differ; row 0 zeros."""
+    rows = unit(rng.standard_normal((distinct, d)))[rng.integers(0, distinct, n + 1)]
+    rows[0] = 0
+    return rows
+
+
+def brute(rows: StoredRows, user: np.ndarray, without: set[int]) -> np.ndarray:
+    """Scores of all rows in float64; -inf for what may not come."""
+    scores = rows.take(np.arange(len(rows.values))).astype(np.float64) @ user
+    scores[[0, *(row for row in without if row < len(scores))]] = -np.inf
+    return scores
+
+
+def assert_best(found, scores: np.ndarray, k: int) -> None:
+    """The rows are the best k of all scores, in order, up to what float32 rounds off."""
+    rows, values = found
+    allowed = scores > -np.inf
+    assert len(rows) == len(set(rows.tolist())) == min(k, allowed.sum())
+    assert allowed[rows].all()
+    np.testing.assert_allclose(values, scores[rows], atol=1e-6)
+    np.testing.assert_allclose(values, np.sort(scores)[::-1][: len(rows)], atol=1e-6)
+    same = values[1:] == values[:-1]
+    assert (np.diff(values) <= 0).all() and (np.diff(rows)[same] > 0).all()
+    if len(rows):
+        # Equal to the last one: it has the lowest rows of its tie.
+        tied = np.flatnonzero(np.abs(scores - scores[rows[-1]]) < 1e-12)
+        shown = np.sort(rows[np.isin(rows, tied)])
+        assert shown.tolist() == tied[: len(shown)].tolist()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 3000),
+    d=st.sampled_from([1, 8, 33, 64]),
+    kind=st.sampled_from(KINDS),
+    k=st.sampled_from([1, 3, 10, 100, 5000]),
+    share=st.sampled_from([0.0, 0.1, 0.9, 1.0]),
+    distinct=st.sampled_from([1, 7, 4000]),
+)
+def test_finds_the_best_without_what_is_left_out(seed, n, d, kind, k, share, distinct):
+    rng = np.random.default_rng(seed)
+    rows = stored_rows(random_rows(rng, n, d, distinct), kind)
+    users = unit(rng.standard_normal((3, d)))
+    users[2] = 0
+    without = [np.flatnonzero(rng.random(n + 20) < share) for _ in users]
+    found = open_index(rows).search(users, [k, 1, k], without)
+    for user, own, some, count in zip(users, found, without, [k, 1, k], strict=True):
+        assert_best(own, brute(rows, user, set(some.tolist())), count)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_user_and_many_in_parts_of_rows_and_of_users(kind, monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(index_module, "_SCORES", 3000)  # three users at once
+    monkeypatch.setattr(index_module, "_PRODUCT", 300)
+    monkeypatch.setattr(index_module, "_ROWS", 77)
+    rows = stored_rows(random_rows(rng, 999, 16, 5000), kind)
+    users = unit(rng.standard_normal((8, 16)))
+    without = [rng.integers(0, 1000, 20) for _ in users]
+    index = open_index(rows)
+    assert type(index) is (ExactIndex if kind == "float32" else SketchIndex) and len(index) == 1000
+    for user, some, (found, scores) in zip(
+        users, without, index.search(users, [10] * 8, without), strict=True
+    ):
+        assert_best((found, scores), brute(rows, user, set(some.tolist())), 10)
+        alone = index.search(user[None], [10], [some])[0]
+        assert alone[0].tolist() == found.tolist()
+        np.testing.assert_allclose(alone[1], scores, atol=1e-6)
+
+
+def test_equal_scores_come_in_the_order_of_rows():
+    rows = np.tile(unit(np.ones((1, 8))), (2000, 1))
+    for kind in KINDS:
+        found, _ = open_index(stored_rows(rows, kind)).search(rows[:1], [4], [np.array([2, 1999])])[0]
+        assert found.tolist() == [1, 3, 4, 5]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-5, 5), max_size=1500), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_best_is_a_stable_sort(values, k, seed):
+    scores = np.array(values, dtype=np.float32)
+    scores[np.random.default_rng(seed).random(len(scores)) < 0.3] = -np.inf
+    order = [place for place in np.argsort(-scores, kind="stable").tolist() if scores[place] > -np.inf]
+    assert best(scores, k).tolist() == order[:k]
+    if k <= len(scores):
+        assert (scores >= reached_by(scores, k)).sum() >= k
+
+
+def test_the_product_of_whole_numbers():
+    rng = np.random.default_rng(0)
+    rows = rng.integers(-127, 128, (500, 33)).astype(np.int8)
+    users = rng.integers(0, 128, (4, 33)).astype(np.uint8)
+    users[0], rows[0] = 127, 127  # the largest sums: nothing is cut off at 16 bits
+    users[1], rows[1] = 0, -127
+    expected = (users.astype(np.int64) - 64) @ rows.T.astype(np.int64)
+    np.testing.assert_array_equal(WholeNumberProduct(rows, 64)(users), expected)
+
+
+def test_the_graph_is_what_the_onnx_package_reads():
+    rows = np.arange(600, dtype=np.int8).reshape(200, 3)
+    model = onnx.load_from_string(_product_graph(np.ascontiguousarray(rows.T), 64))
+    onnx.checker.check_model(model, full_check=True)
+    (node,) = model.graph.node
+    assert (node.op_type, list(node.input)) == ("MatMulInteger", ["users", "columns", "zero"])
+    columns, zero = (onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer)
+    np.testing.assert_array_equal(columns, rows.T)
+    assert zero.dtype == np.uint8 and zero == 64
