@@ -22,6 +22,7 @@ FLAGS = {
     "prepare": settings.PrepareSettings,
     "doctor": settings.DoctorSettings,
     "export-official": settings.ExportOfficialSettings,
+    "export": settings.ExportSettings,
     "embed": settings.EmbedSettings,
     "convert": settings.ConvertSettings,
     "evaluate": cli.EvaluateSettings,
@@ -107,6 +108,7 @@ def test_every_example_of_the_command_line_parses(name):
         "doctor": ["data"],
         "convert": ["checkpoint"],
         "export-official": ["data"],
+        "export": ["checkpoint", "other"],
         "report": ["run"],
         "recommend": ["bundle"],
     }.get(name, [])
