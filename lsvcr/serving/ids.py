@@ -69,7 +69,7 @@ def _text_arrays(ids: list[str]) -> dict[str, np.ndarray]:
 
 def _refuse_twice(ids: np.ndarray) -> None:
     if len(ids):
-        raise ValueError(f"the id {ids[0]!r} stands twice")
+        raise ValueError(f"the id {ids.tolist()[0]!r} stands twice")
 
 
 def _hash(text: bytes) -> int:
@@ -137,14 +137,16 @@ class IdMap:
         """
         if not len(ids):
             return np.zeros(0, dtype=np.int64)
-        if self.numbers:
+        if not isinstance(self._by_row, TextTable):
             return self._find_numbers(ids)
-        return np.array([self._find_text(str(self.normalise(one))) for one in ids], dtype=np.int64)
+        return self._find_texts(
+            [one if type(one) is str else str(self.normalise(one)) for one in ids], self._by_row
+        )
 
     def _find_numbers(self, ids: Sequence[RawId]) -> np.ndarray:
         try:
             # NumPy would take digits of any script, and True, for a number.
-            asked = np.array(ids, dtype=np.int64) if set(map(type, ids)) <= {int} else None
+            asked = np.array(ids, dtype=np.int64) if all(type(one) is int for one in ids) else None
         except OverflowError:
             asked = None
         if asked is None:
@@ -158,17 +160,21 @@ class IdMap:
         places = np.minimum(np.searchsorted(self._keys, asked), len(self._keys) - 1)
         return np.where(self._keys[places] == asked, self._order[places], UNKNOWN).astype(np.int64)
 
-    def _find_text(self, text: str) -> int:
-        assert isinstance(self._by_row, TextTable)
-        wanted = text.encode("utf-8", errors="replace")
-        key = np.uint64(_hash(wanted))
-        place = int(np.searchsorted(self._keys, key))
-        while place < len(self._keys) and self._keys[place] == key:  # two texts may share a hash
-            row = int(self._order[place])
-            if self._by_row.raw(row) == wanted:
-                return row
-            place += 1
-        return UNKNOWN
+    def _find_texts(self, ids: Sequence[str], texts: TextTable) -> np.ndarray:
+        wanted = [one.encode("utf-8", errors="replace") for one in ids]
+        hashes = np.fromiter(map(_hash, wanted), np.uint64, len(wanted))
+        first = np.searchsorted(self._keys, hashes)
+        last = np.searchsorted(self._keys, hashes, side="right")
+        rows = np.full(len(ids), UNKNOWN, dtype=np.int64)
+        known = np.flatnonzero(first < last)
+        nearest = self._order[first[known]].astype(np.int64)
+        rows[known] = nearest
+        for place, found in zip(known.tolist(), texts.raw_many(nearest), strict=True):
+            if found != wanted[place]:  # two texts may share a hash
+                others = self._order[first[place] + 1 : last[place]].tolist()
+                same = [row for row in others if texts.raw(row) == wanted[place]]
+                rows[place] = same[0] if same else UNKNOWN
+        return rows
 
     def starting_with(self, prefix: str, limit: int) -> list[RawId]:
         """At most `limit` ids whose text or digits begin with `prefix`: texts by row, numbers ascending."""
@@ -182,13 +188,16 @@ class IdMap:
         sign, digits = (-1, prefix[1:]) if prefix.startswith("-") else (1, prefix)
         if not (digits.isascii() and digits.isdigit()) or (digits[0] == "0" and len(digits) > 1):
             return []
-        low, found = int(digits), []
-        ranges = [(low, low + 1)] if low == 0 else [(low * 10**n, (low + 1) * 10**n) for n in range(19)]
-        for first, end in ranges:
-            span = (first, end - 1) if sign > 0 else (1 - end, -first)
-            if span[0] in _INT64:
-                last = min(span[1], _INT64[-1])
-                start, stop = np.searchsorted(self._keys, np.array([span[0], last], dtype=np.int64))
-                stop += int(stop < len(self._keys) and self._keys[stop] == last)
-                found += self._keys[start : min(stop, start + limit)].tolist()
-        return sorted(found)[:limit]
+        low = int(digits)
+        if low == 0 and sign < 0:
+            return []
+        ranges = [(low, low)] if low == 0 else [(low * 10**n, (low + 1) * 10**n - 1) for n in range(19)]
+        found: list[RawId] = []
+        for first, last in ranges:
+            low_end, high_end = (first, last) if sign > 0 else (-last, -first)
+            low_end, high_end = max(low_end, _INT64[0]), min(high_end, _INT64[-1])
+            if low_end <= high_end:
+                start = np.searchsorted(self._keys, np.int64(low_end))
+                end = np.searchsorted(self._keys, np.int64(high_end), side="right")
+                found += self._keys[start : min(end, start + limit)].tolist()
+        return sorted(found, key=int)[:limit]
