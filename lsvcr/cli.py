@@ -16,6 +16,7 @@ from lsvcr.settings import (
     PrepareSettings,
     RecommendSettings,
     ReportSettings,
+    ServeSettings,
     SimulateSettings,
     option,
 )
@@ -230,6 +231,17 @@ def _recommend(argv: Sequence[str]) -> None:
     recommend(settings)
 
 
+def _serve(argv: Sequence[str]) -> None:
+    settings = parse_settings(ServeSettings, argv, "lsvcr serve", *_about("serve"), ("bundle",))
+    _require("serve", bundle=settings.bundle)
+    # Read when NumPy and faiss are loaded: a product in two threads would take the event loop's core from it.
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(settings.threads))
+    from lsvcr.serving.http.server import serve
+
+    serve(settings)
+
+
 def split_runs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words of `lsvcr table` that name runs, and the flags with their values, each in order."""
     runs: list[str] = []
@@ -347,5 +359,10 @@ COMMANDS = {
         "Write one HTML page about a run: curves, settings, data, timings, test figures.",
         "lsvcr report ckpt/LSVCR --out align.html",
         _report,
+    ),
+    "serve": Command(
+        "Answer over HTTP from a bundle, with a page.",
+        "lsvcr serve demo/bundle --port 8000",
+        _serve,
     ),
 }

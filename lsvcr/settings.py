@@ -377,3 +377,38 @@ class RecommendSettings:
     threads: int = option(1, "processor threads")
     verify: bool = option(True, "compare the checksum of every file of the bundle first")
     json: bool = option(False, "print one JSON object instead of a table")
+
+
+@dataclass
+class ServeSettings:
+    """Settings of `lsvcr serve`."""
+
+    bundle: str = option("", "bundle folder, as `lsvcr export` writes it")
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 = every network of the machine")
+    port: int = option(8000, "port to listen on; 0 = a free one, which the first log line tells")
+    state: str = option(
+        "", "folder that keeps the changes of the catalogue; empty = they end with the process"
+    )
+    admin_token_file: str = option(
+        "",
+        "file with the token of the admin routes; empty = LSVCR_ADMIN_TOKEN; without either there are no such routes",
+    )
+    verify: bool = option(True, "compare the bundle's files with their checksums before serving")
+    threads: int = option(1, "threads of one run: of the encoder and of the product with the items")
+    batch_size: int = option(64, "histories that one encoder run takes at most")
+    batch_wait_ms: float = option(
+        0.0, "how long an idle worker waits for company; 0 = requests wait only while the worker is busy"
+    )
+    queue: int = option(2048, "histories that may wait; beyond it 503 with Retry-After")
+    request_timeout: float = option(5.0, "seconds after which a request that is not answered gets 504")
+    client_timeout: float = option(10.0, "seconds a client may take to send a request, or to take an answer")
+    keep_alive: float = option(75.0, "seconds an idle connection stays open")
+    graceful_timeout: float = option(30.0, "seconds that requests in work have to end after SIGTERM")
+    max_connections: int = option(10_000, "connections at a time; further ones get 503 at once")
+    max_body_bytes: int = option(1 << 20, "bytes of a request's body")
+    max_history: int = option(1000, "entries of a history, and comments in all of its visits together")
+    max_k: int = option(1000, "items of one answer")
+    max_batch: int = option(256, "queries of one request")
+    max_candidates: int = option(10_000, "ids in candidates, in exclude, or in comments to rank")
+    access_log: bool = option(True, "one line a request")
+    log_format: Literal["text", "json"] = option("json", "lines on stderr")

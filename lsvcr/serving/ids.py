@@ -146,7 +146,7 @@ class IdMap:
     def _find_numbers(self, ids: Sequence[RawId]) -> np.ndarray:
         try:
             # NumPy would take digits of any script, and True, for a number.
-            asked = np.array(ids, dtype=np.int64) if all(type(one) is int for one in ids) else None
+            asked = np.array(ids, dtype=np.int64) if set(map(type, ids)) <= {int} else None
         except OverflowError:
             asked = None
         if asked is None:

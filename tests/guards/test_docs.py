@@ -29,6 +29,7 @@ FLAGS = {
     "table": cli.TableSettings,
     "report": settings.ReportSettings,
     "recommend": settings.RecommendSettings,
+    "serve": settings.ServeSettings,
 }
 EACH = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -111,6 +112,7 @@ def test_every_example_of_the_command_line_parses(name):
         "export": ["checkpoint", "other"],
         "report": ["run"],
         "recommend": ["bundle"],
+        "serve": ["bundle"],
     }.get(name, [])
     words = shlex.split(cli.COMMANDS[name].example)
     assert words[:2] == ["lsvcr", name]

@@ -1,0 +1,1 @@
+"""The HTTP server: `lsvcr serve`. Everything here needs the packages of `lsvcr[serve]`."""

@@ -1,0 +1,231 @@
+"""`lsvcr serve`: a bundle to a process that answers until it is told to stop."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from prometheus_client import disable_created_metrics
+
+from lsvcr.serving.http.app import create_app
+from lsvcr.serving.http.limits import raise_open_files
+from lsvcr.serving.http.log import Log, LogHandler
+from lsvcr.serving.http.page import read_page
+from lsvcr.serving.http.protocol import Connection, ConnectionLimits
+from lsvcr.serving.http.service import Service, load
+from lsvcr.settings import ServeSettings
+from lsvcr.utils.errors import UserError
+
+TOKEN_VARIABLE = "LSVCR_ADMIN_TOKEN"
+BACKLOG = 4096
+SWITCH_SECONDS = 0.0005
+"""How long the worker may hold the interpreter while the event loop wants it; Python's own 5 ms is a long wait."""
+SLOW_TICKS = 10
+"""The loop ticks ten times a second; connections are looked at once a second."""
+
+
+def serve(settings: ServeSettings) -> None:
+    """Serve a bundle until SIGTERM (returns) or Ctrl-C (raises KeyboardInterrupt), after what was in work.
+
+    Raises:
+        UserError: a bad bundle, state folder, token file or address.
+        KeyboardInterrupt: stopped by Ctrl-C.
+    """
+    _check(settings)
+    token = read_token(settings)
+    listener = bind(settings.host, settings.port)
+    log = Log(settings.log_format)
+    handler = LogHandler(log)
+    for name in ("uvicorn", "asyncio", "lsvcr"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.WARNING)
+    began = time.perf_counter()
+    service = Service(load(settings, settings.bundle, settings.state or None), settings, log)
+    most = raise_open_files(settings.max_connections)
+    if most < settings.max_connections:
+        log.event(
+            "warning", "few_files", connections=most, wanted=settings.max_connections, limit="RLIMIT_NOFILE"
+        )
+    disable_created_metrics()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    config = uvicorn.Config(
+        create_app(service, read_page(), token),
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        loop="uvloop" if sys.platform != "win32" else "asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=max(1, round(settings.keep_alive)),
+        timeout_graceful_shutdown=max(1, round(settings.graceful_timeout)),
+    )
+    server = Server(config, service, most, began)
+    try:
+        server.run([listener])
+    finally:
+        service.close()
+        log.event("info", "stopped", signal=server.stopped_by)
+    if server.stopped_by == "SIGINT":
+        raise KeyboardInterrupt
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends well after SIGTERM, reopens the bundle on SIGHUP and looks after slow clients."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, most: int, began: float) -> None:
+        super().__init__(config)
+        self.service = service
+        self.began = began
+        self.stopped_by = ""
+        self.refused = 0
+        settings, metrics = service.settings, service.metrics
+        self.server_state.limits = ConnectionLimits(  # type: ignore[attr-defined]
+            most, settings.client_timeout, self._refuse, metrics.late.inc
+        )
+        metrics.gauge("lsvcr_connections", "Open connections", lambda: len(self.server_state.connections))
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the worker, listen, and tell where."""
+        self.service.start()
+        self.sweeper = asyncio.create_task(self._sweep())
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reopen)
+        await super().startup(sockets)
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            self.service.log.event(
+                "info",
+                "ready",
+                url=f"http://{shown}:{port}/",
+                bundle=self.service.path,
+                tasks=list(self.service.recommender.tasks),
+                seconds=round(time.perf_counter() - self.began, 3),
+                pid=os.getpid(),
+            )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nothing more, finish what was taken."""
+        self.service.draining = True
+        await super().shutdown(sockets)
+        self.sweeper.cancel()
+
+    async def _sweep(self) -> None:
+        """What has a time limit is looked at here, also while the server is stopping."""
+        turn = 0
+        while True:
+            await asyncio.sleep(0.1)
+            turn += 1
+            self.service.batcher.sweep()
+            self.service.log.flush()
+            if turn % SLOW_TICKS == 0:
+                self._tell_refused()
+                for connection in list(self.server_state.connections):
+                    connection.tick()  # type: ignore[union-attr]
+
+    def _tell_refused(self) -> None:
+        """One line a second, so that a flood of connections is not one of lines."""
+        if self.refused:
+            reason = "more connections than --max_connections"
+            self.service.log.event("error", "refused", connections=self.refused, reason=reason)
+            self.refused = 0
+
+    def _refuse(self) -> None:
+        self.service.metrics.refused.inc()
+        self.refused += 1
+
+    def _reopen(self) -> None:
+        task = asyncio.create_task(self._exchange())
+        self.server_state.tasks.add(task)
+        task.add_done_callback(self.server_state.tasks.discard)
+
+    async def _exchange(self) -> None:
+        # The result is in the log either way: nobody else hears of it.
+        with contextlib.suppress(Exception):
+            await self.service.exchange(self.service.settings.bundle)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but the signal is not raised again after a graceful end: that was the answer to it."""
+        earlier = {
+            number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM or Ctrl-C: stop; a second Ctrl-C does not wait."""
+        self.stopped_by = signal.Signals(sig).name
+        super().handle_exit(sig, frame)
+
+
+def read_token(settings: ServeSettings) -> str | None:
+    """The admin token, from the file or the environment; None = no admin routes.
+
+    Raises:
+        UserError: the file cannot be read, or holds no token or something that is none.
+    """
+    where = settings.admin_token_file or f"the variable {TOKEN_VARIABLE}"
+    if settings.admin_token_file:
+        try:
+            token = Path(settings.admin_token_file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"the token file {where} cannot be read: {reason}") from None
+    else:
+        token = os.environ.get(TOKEN_VARIABLE, "").strip()
+        if not token:
+            return None
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise UserError(f"{where} holds no token: write one line of letters and digits without spaces")
+    return token
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to the address.
+
+    Raises:
+        UserError: no such address, or the port is taken.
+    """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port is a number from 0 to 65535, not {port}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        remedy = "choose another --port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "mend --host"
+        raise UserError(f"cannot listen on {host} port {port}: {error.strerror or error}; {remedy}") from None
+    return listener
+
+
+def _check(settings: ServeSettings) -> None:
+    for name in (
+        "threads", "batch_size", "queue", "max_connections", "max_body_bytes", "max_history", "max_k", "max_batch",
+        "max_candidates",
+    ):  # fmt: skip
+        if getattr(settings, name) < 1:
+            raise UserError(f"--{name} is at least 1")
+    for name in ("request_timeout", "client_timeout", "keep_alive", "graceful_timeout"):
+        if getattr(settings, name) <= 0:
+            raise UserError(f"--{name} is more than 0 seconds")
+    if settings.batch_wait_ms < 0:
+        raise UserError("--batch_wait_ms is at least 0")
