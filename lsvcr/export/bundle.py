@@ -18,17 +18,20 @@ from lsvcr.export.parts import Source, open_sources
 from lsvcr.export.quantise import quantised
 from lsvcr.export.tables import tables, tower_graph
 from lsvcr.export.text_fit import fit_text_encoder
-from lsvcr.export.verify import EXACT, LOSSY, verify
-from lsvcr.schema import MANIFEST_FILE, Task
+from lsvcr.export.verify import verify
+from lsvcr.schema import MANIFEST_FILE, Split, Task
 from lsvcr.serving.bundle import amend_manifest, write_bundle
 from lsvcr.serving.bundle_write import BUNDLE_KIND, Part
 from lsvcr.serving.runtime import Recommender
 from lsvcr.settings import ExportSettings
 from lsvcr.utils.errors import UserError
-from lsvcr.utils.io import atomic_dir, read_json
+from lsvcr.utils.io import atomic_dir, read_json, sha256_file
 from lsvcr.utils.logging import get_logger
 
 logger = get_logger(__name__)
+
+ENCODER_FILE = "encoder.onnx"
+_RECALL_USERS = 1000
 
 
 def export(settings: ExportSettings) -> dict[str, Any]:
@@ -51,8 +54,12 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         inner = place / "bundle"
         _write(inner, settings, dataset, sources)
         logger.info("asking the bundle about the test split")
-        found = _verified(inner, settings, sources)
-        amend_manifest(inner, **found)
+        found = verify(Recommender.load(inner), sources, settings.verify_rows, settings.rows)
+        if settings.quantize == "int8":
+            _quantise(inner, sources)
+            logger.info("asking it again, the encoder in 8 bits")
+            found = verify(Recommender.load(inner), sources, settings.verify_rows, settings.rows, exact=False)
+        amend_manifest(inner, verified=found, quantisation=_losses(found, settings))
         for path in list(inner.iterdir()):
             path.rename(place / path.name)
         inner.rmdir()
@@ -76,6 +83,10 @@ def summary(manifest: Mapping[str, Any], out: str) -> str:
         lines.append(
             f"{Task(name).label}: asked about {found['rows']:,} {found['split']} samples: scores differ by at most "
             f"{found['max_difference']:.1e}, {found['overlap@10']:.2%} of the first ten are the same; {metrics}"
+        )
+    if manifest["index"]["kind"] != "exact":
+        lines.append(
+            f"approximate index: finds {manifest['index']['recall@10']:.2%} of the exact ten best videos"
         )
     encoder = manifest["text_encoder"]
     if encoder:
@@ -133,32 +144,33 @@ def _write(folder: Path, settings: ExportSettings, dataset: Dataset, sources: Ma
         folder,
         videos=video_table(dataset),
         comments=comment_table(dataset),
-        parts={task: make_part(source, settings.quantize == "int8") for task, source in sources.items()},
+        parts={task: make_part(source) for task, source in sources.items()},
         text_width=0 if texts is None else texts.width,
         max_videos=max_videos,
         max_entries=max_entries,
         users=user_table(dataset, max_videos, max_entries) if settings.with_users else None,
         rows=settings.rows,
+        ann_from=settings.ann_from,
+        sample_users=_some_users(sources, dataset, settings.ann_from),
         about=about,
         files={} if fitted is None else fitted.files,
     )
 
 
-def make_part(source: Source, quantize: bool) -> Part:
-    """Graphs and tables of one checkpoint; `quantize`: the encoder computes in 8 bits."""
+def make_part(source: Source) -> Part:
+    """Graphs and tables of one checkpoint."""
     setup = source.setup
     model, settings = setup.model, setup.settings
-    encoder = encoder_graph(model, settings.max_phis_len, settings.max_chis_len)
     made = tables(model)
     return Part(
-        encoder=quantised(encoder) if quantize else encoder,
+        encoder=encoder_graph(model, settings.max_phis_len, settings.max_chis_len),
         items=made.items,
         entries=made.entries,
         shown=made.shown,
         watched=made.watched,
         tower=None if setup.texts is None else tower_graph(model, setup.texts.width),
         about={
-            "encoder": "int8" if quantize else "float32",
+            "encoder": "float32",
             "ids": not settings.disable_id,
             "texts": not settings.disable_text,
             "comments": not settings.disable_comments,
@@ -166,13 +178,33 @@ def make_part(source: Source, quantize: bool) -> Part:
     )
 
 
-def _verified(folder: Path, settings: ExportSettings, sources: Mapping[Task, Source]) -> dict[str, Any]:
-    """The manifest's entries `verified` and `quantisation`, from the bundle's answers."""
-    kind = "int8 encoder" if settings.quantize == "int8" else settings.rows
-    exact = kind == "float32"
-    found = verify(
-        Recommender.load(folder), sources, settings.verify_rows, EXACT if exact else LOSSY[kind], exact
-    )
+@torch.no_grad()
+def _some_users(sources: Mapping[Task, Source], dataset: Dataset, ann_from: int) -> np.ndarray | None:
+    """User vectors that the recall of an approximate index is measured with; None where there is to be none."""
+    if Task.REC not in sources or not 0 < ann_from < dataset.n_videos:
+        return None
+    setup = sources[Task.REC].setup
+    data = setup.data(Split.TEST)
+    rows = np.random.default_rng(0).permutation(len(data))[:_RECALL_USERS]
+    return setup.model.user_vectors(data.evaluation(np.sort(rows))).numpy() if len(rows) else None
+
+
+def _quantise(folder: Path, sources: Mapping[Task, Source]) -> None:
+    """Put encoders of 8 bits in the place of those that a bundle was verified with."""
+    manifest = read_json(folder / MANIFEST_FILE)
+    for task in sources:
+        name = f"{task.value}/{ENCODER_FILE}"
+        graph = quantised((folder / name).read_bytes())
+        (folder / name).write_bytes(graph)
+        manifest["files"][name] = {"bytes": len(graph), "sha256": sha256_file(folder / name)}
+        manifest["parts"][task.value]["encoder"] = "int8"
+    amend_manifest(folder, files=manifest["files"], parts=manifest["parts"])
+
+
+def _losses(found: Mapping[str, Any], settings: ExportSettings) -> dict[str, Any] | None:
+    """The manifest's entry `quantisation`: what rounding costs; None where nothing is rounded."""
+    if settings.rows == "float32":
+        return None
     losses = {
         name: {
             "overlap@10": own["overlap@10"],
@@ -180,7 +212,8 @@ def _verified(folder: Path, settings: ExportSettings, sources: Mapping[Task, Sou
         }
         for name, own in found.items()
     }
-    return {"verified": found, "quantisation": None if exact else {"kind": kind, **losses}}
+    encoder = "int8" if settings.quantize == "int8" else "float32"
+    return {"rows": settings.rows, "encoder": encoder, **losses}
 
 
 def _versions() -> dict[str, str]:

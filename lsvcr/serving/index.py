@@ -188,5 +188,6 @@ def _sketch(values: np.ndarray) -> StoredRows:
 
 def leave_out(scores: np.ndarray, rows: np.ndarray) -> None:
     """Set padding and `rows` to -inf."""
-    scores[rows[rows < len(scores)]] = -np.inf
+    if len(rows):
+        scores[rows if rows.max() < len(scores) else rows[rows < len(scores)]] = -np.inf
     scores[PAD] = -np.inf

@@ -11,7 +11,7 @@ import torch
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.models import checkpoint
 from lsvcr.schema import BEST_DIR, COMMENTS_FILE, USERS_FILE, VIDEOS_FILE, Task
-from lsvcr.settings import ExportSettings, RankSettings
+from lsvcr.settings import ExportSettings
 from lsvcr.training.rank_setup import about, set_up
 from tests.training.rank_runs import SMALL, planted_world, write_texts
 
@@ -44,7 +44,11 @@ class Place:
             "comment_emb_file": str(self.root / "texts" / "comment_embs.npy"),
         }
         settings = replace(
-            SMALL, finetune_task=task.label, data_path=str(self.data), output_dir=str(folder), **(texts | changes)
+            SMALL,
+            finetune_task=task.label,
+            data_path=str(self.data),
+            output_dir=str(folder),
+            **(texts | changes),
         )
         setup = set_up(settings)
         generator = torch.Generator().manual_seed(seed)
@@ -80,9 +84,13 @@ def write_vectors(folder: Path, dataset: Dataset, width: int) -> None:
     """Random text vectors of every title and comment, a constant part in all; none where there is no text."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(width)
-    names = ("photo_embs.npy", "comment_embs.npy") if width == SMALL.text_width else (
-        "photo_full_embs.npy",
-        "comment_full_embs.npy",
+    names = (
+        ("photo_embs.npy", "comment_embs.npy")
+        if width == SMALL.text_width
+        else (
+            "photo_full_embs.npy",
+            "comment_full_embs.npy",
+        )
     )
     for name, texts in zip(names, (dataset.titles(), dataset.contents()), strict=True):
         words = list(texts)
@@ -103,9 +111,13 @@ def named_place(root: Path) -> Place:
     data = root / "data"
     world.write(data)
     comments = range(1, len(world.video_of) + 1)
-    pl.DataFrame({"raw_id": [f"user {u:03}" for u in range(len(world.videos))]}).write_parquet(data / USERS_FILE)
+    pl.DataFrame({"raw_id": [f"user {u:03}" for u in range(len(world.videos))]}).write_parquet(
+        data / USERS_FILE
+    )
     videos = [f"视频-{v}" for v in range(1, world.n_videos + 1)]
-    pl.DataFrame({"raw_id": videos, "title": [f"{v} 的标题 title" for v in videos]}).write_parquet(data / VIDEOS_FILE)
+    pl.DataFrame({"raw_id": videos, "title": [f"{v} 的标题 title" for v in videos]}).write_parquet(
+        data / VIDEOS_FILE
+    )
     pl.DataFrame(
         {
             "raw_id": [f"c/{c}" for c in comments],

@@ -1,9 +1,11 @@
 """What the tests of the export share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 
 from tests.export.checkpoints import Place, named_place, tiny_place
 
@@ -23,3 +25,11 @@ def tiny(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
 def named(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """The planted world with text ids."""
     return named_place(tmp_path_factory.mktemp("named"))
+
+
+@pytest.fixture
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps device and precision for the process; a test that trains starts anew."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

@@ -46,10 +46,7 @@ def both(model: RankModel, graph: bytes, lengths, extra: int = 0, padding: float
     sr: SRModel = model.sr
     h = make_histories(lengths, extra, dtype=torch.float32)
     watched = torch.randn(len(lengths), sr.hidden, generator=torch.Generator().manual_seed(5))
-    if model.task is Task.REC:
-        expected = unit(sr.rec_vectors(h))
-    else:
-        expected = unit(sr.comm_rank_vectors(h, watched))
+    expected = unit(sr.rec_vectors(h)) if model.task is Task.REC else unit(sr.comm_rank_vectors(h, watched))
     shown = h.video_comment if sr.use_comments else torch.zeros_like(h.video_comment)
     sides = {
         "video": (h.video_title, shown, h.video_ids, h.video_mask),

@@ -90,9 +90,10 @@ class Server(uvicorn.Server):
         self.service = service
         self.began = began
         self.stopped_by = ""
+        self.refused = 0
         settings, metrics = service.settings, service.metrics
         self.server_state.limits = ConnectionLimits(  # type: ignore[attr-defined]
-            most, settings.client_timeout, metrics.refused.inc, metrics.late.inc
+            most, settings.client_timeout, self._refuse, metrics.late.inc
         )
         metrics.gauge("lsvcr_connections", "Open connections", lambda: len(self.server_state.connections))
 
@@ -130,8 +131,20 @@ class Server(uvicorn.Server):
             self.service.batcher.sweep()
             self.service.log.flush()
             if turn % SLOW_TICKS == 0:
+                self._tell_refused()
                 for connection in list(self.server_state.connections):
                     connection.tick()  # type: ignore[union-attr]
+
+    def _tell_refused(self) -> None:
+        """One line a second, so that a flood of connections is not one of lines."""
+        if self.refused:
+            reason = "more connections than --max_connections"
+            self.service.log.event("error", "refused", connections=self.refused, reason=reason)
+            self.refused = 0
+
+    def _refuse(self) -> None:
+        self.service.metrics.refused.inc()
+        self.refused += 1
 
     def _reopen(self) -> None:
         task = asyncio.create_task(self._exchange())
