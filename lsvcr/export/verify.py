@@ -22,6 +22,7 @@ from lsvcr.schema import Split, Task
 from lsvcr.serving.bundle_write import RowKind, stored_rows
 from lsvcr.serving.runtime import Recommender
 from lsvcr.utils.errors import UserError
+from lsvcr.utils.logging import progress
 
 K = 10
 METRICS = ("ndcg@10", "recall@10")
@@ -189,7 +190,7 @@ def compare(
     items = model.item_vectors()
     stored = items if kind == "float32" else _rounded(items, kind)
     step = max(1, min(_BATCH, _SCORES // len(items)))
-    for start in range(0, len(rows), step):
+    for start in progress(range(0, len(rows), step), f"asking about {data.task.label}"):
         part = rows[start : start + step]
         users = model.user_vectors(data.evaluation(part))
         ask = _compare_videos if data.task is Task.REC else _compare_comments
