@@ -116,6 +116,8 @@ def _events(
     named = [video for video in videos if video is not None]
     rows = snapshot.videos.find(named)
     missing.videos(named, rows)
+    if len(named) == len(videos) and all(counts) and rows.min() > 0 and found.min() > 0:
+        return np.repeat(rows, counts), found  # as requests of a platform are
     is_named = np.array([video is not None for video in videos])
     visit_rows = np.zeros(len(videos), dtype=np.int64)
     visit_rows[is_named] = np.maximum(rows, 0)
@@ -207,6 +209,8 @@ def _latest_visits(videos: np.ndarray, limit: int) -> tuple[np.ndarray, int]:
 
 def _padded(flat: np.ndarray, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Rows of all users one after another -> (B, L, d) with zeros and the mask (B, L); L >= 1."""
+    if len(lengths) == 1 and lengths[0]:
+        return flat[None], np.ones((1, lengths[0]), dtype=bool)
     width = max(1, max(lengths))
     mask = np.arange(width) < np.array(lengths)[:, None]
     padded = np.zeros((*mask.shape, flat.shape[1]), dtype=np.float32)

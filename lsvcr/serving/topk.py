@@ -6,12 +6,17 @@ _GROUP = 64
 """Scores of a group, whose maximum stands for them while most others are ruled out."""
 
 
+_FEW = 512
+"""Scores that are sorted without a look at groups."""
+
+
 def best(scores: np.ndarray, k: int) -> np.ndarray:
     """Places of the k highest of scores (n,), best first, equal ones in ascending place; (at most k,) int64.
 
     Scores of -inf never come out. Two passes over the scores leave a few hundred to sort.
     """
-    places = at_least(scores, reached_by(scores, k))
+    few = len(scores) <= _FEW
+    places = np.arange(len(scores)) if few else at_least(scores, reached_by(scores, k))
     found = scores[places]
     order = np.argsort(-found, kind="stable")[:k]
     return places[order[found[order] > -np.inf]]
