@@ -12,6 +12,7 @@ from lsvcr.settings import (
     DoctorSettings,
     EmbedSettings,
     ExportOfficialSettings,
+    ExportSettings,
     PrepareSettings,
     RecommendSettings,
     ReportSettings,
@@ -184,6 +185,15 @@ def _evaluate_against(settings: EvaluateSettings) -> None:
         print_comparison(report)
 
 
+def _export(argv: Sequence[str]) -> None:
+    positionals = ("checkpoint", "other")
+    settings = parse_settings(ExportSettings, argv, "lsvcr export", *_about("export"), positionals)
+    _require("export", checkpoint=settings.checkpoint, data=settings.data, out=settings.out)
+    from lsvcr.export.bundle import export, summary
+
+    sys.stdout.write(summary(export(settings), settings.out))
+
+
 def _names(text: str) -> tuple[str, ...]:
     """The words of a list with commas or blanks between them, lower case, each once."""
     return tuple(dict.fromkeys(text.lower().replace(",", " ").split()))
@@ -334,6 +344,11 @@ COMMANDS = {
         "Set finished stage-two runs side by side, with popularity, under one protocol.",
         'lsvcr table --data demo/data "ids only=demo/ids" "both stages=demo/aligned"',
         _table,
+    ),
+    "export": Command(
+        "Make a bundle of finished stage-two runs that answers requests without torch.",
+        "lsvcr export ckpt/finetune/Rec ckpt/finetune/CommRank --data demo/data --out demo/bundle",
+        _export,
     ),
     "recommend": Command(
         "Ask a bundle: videos for a user, or the comments of a video, from the shell; one or many.",

@@ -62,6 +62,37 @@ class ExportOfficialSettings:
 
 
 @dataclass
+class ExportSettings:
+    """Settings of `lsvcr export`."""
+
+    checkpoint: str = option("", "stage-two run folder for Rec or CommRank, or its best/ or last/")
+    other: str = option("", "one for the other task; empty = the bundle answers one task")
+    data: str = option("", "prepared dataset that they were trained on")
+    out: str = option("", "bundle folder to write; an earlier bundle there is replaced")
+    rows: Literal["float32", "float16", "int8"] = option(
+        "float32", "how the vectors of videos and comments are stored"
+    )
+    quantize: Literal["none", "int8"] = option(
+        "none",
+        "int8: the encoder computes in 8 bits, and --rows is int8; what that costs is measured and told",
+    )
+    with_users: bool = option(
+        False, "add every user's histories and liked videos, so that a request may name a user: personal data"
+    )
+    text_encoder: bool = option(
+        False,
+        "add an encoder for titles and comments that come later, fitted to the text vectors of the dataset",
+    )
+    ann_from: int = option(
+        2_000_000, "videos from which an approximate index answers (its recall is measured); 0 = never"
+    )
+    verify_rows: int = option(
+        0,
+        "test samples that the bundle must answer as the checkpoint does before it is put in place; 0 = all",
+    )
+
+
+@dataclass
 class DoctorSettings:
     """Settings of `lsvcr doctor`."""
 

@@ -113,15 +113,39 @@ class RankModel(nn.Module):
 
     def user_vectors(self, batch: RankBatch) -> Tensor:
         """(B, d) float32 unit vectors. In evaluation mode the titles are projected once and kept."""
-        videos = _Projected(self._all_titles()) if not self.training else self._distinct_videos(batch)
+        videos = _Projected(self.titles()) if not self.training else self._distinct_videos(batch)
         return unit(self._users(batch, videos, self._comments(batch)))
 
     def item_vectors(self) -> Tensor:
         """(N + 1, d) float32 unit vectors of all videos (Rec) or comments (CommRank); row 0 is padding."""
         if self.task is Task.REC:
-            return unit(self._all_videos(self._all_titles()))
+            return unit(self.with_ids(self.titles()))
+        return unit(self.comment_vectors())
+
+    def titles(self) -> Tensor:
+        """(n_videos + 1, d) projected titles by index. In evaluation mode they are computed once and kept."""
+        if self._titles is None or self.training:
+            self._titles = self._table(self.video_text, self.n_videos)
+        return self._titles
+
+    def comment_vectors(self) -> Tensor:
+        """(n_comments + 1, d) item vectors of all comments by index, as they stand in histories too."""
         contents = self._table(self.comment_text, self.n_comments)
-        return unit(self.sr.comment_vectors(contents, self._every(self.n_comments)))
+        return self.sr.comment_vectors(contents, self._every(self.n_comments))
+
+    def with_ids(self, vectors: Tensor) -> Tensor:
+        """Vectors of all videos (n_videos + 1, d) plus what their ids add, without a copy of the id table."""
+        if self.sr.video_id is None or self.sr.gate is None:
+            return vectors
+        table = self.sr.video_id.weight
+        if self.with_id is not None:
+            table = table * self.with_id.unsqueeze(1)
+        return vectors + self.sr.gate * table
+
+    def project_texts(self, vectors: Tensor) -> Tensor:
+        """Text vectors (N, w), as the tables hold them, through the head (if any) and the adapter -> (N, d)."""
+        projected: Tensor = self.sr.project(vectors if self.head is None else self.head(vectors))
+        return projected
 
     def _every(self, count: int) -> Tensor:
         return torch.arange(count + 1, device=self.device)
@@ -134,7 +158,7 @@ class RankModel(nn.Module):
     def _rec_loss(self, batch: RankBatch, users: Tensor, videos: "_Projected") -> Tensor:
         targets = batch.candidates[:, 0]
         if len(batch.negatives) == 0:
-            return full_softmax(users, self._all_videos(videos.vectors), targets, self.sr.temperature)
+            return full_softmax(users, self.with_ids(videos.vectors), targets, self.sr.temperature)
         positives = self._video_vectors(videos, targets)
         negatives = self._video_vectors(videos, batch.negatives)
         return self.sampled_loss(users, positives, negatives, targets, batch.negatives, self.sr.temperature)
@@ -193,15 +217,6 @@ class RankModel(nn.Module):
     def _video_vectors(self, videos: "_Projected", ids: Tensor) -> Tensor:
         return self.sr.video_vectors(videos(ids), self._ids(ids))
 
-    def _all_videos(self, titles: Tensor) -> Tensor:
-        """`_video_vectors` of every index (n + 1, d) from all projected titles, without a copy of the id table."""
-        if self.sr.video_id is None or self.sr.gate is None:
-            return titles
-        table = self.sr.video_id.weight
-        if self.with_id is not None:
-            table = table * self.with_id.unsqueeze(1)
-        return titles + self.sr.gate * table
-
     def _ids(self, videos: Tensor) -> Tensor:
         """Rows of the id table: padding, which is zero, for videos without an id embedding."""
         return videos if self.with_id is None else videos.masked_fill(~self.with_id[videos], PAD)
@@ -239,26 +254,17 @@ class RankModel(nn.Module):
         """Projected texts of `ids` (N,) -> (N, d)."""
         if text is None:
             return torch.zeros(len(ids), self.sr.hidden, device=self.device)
-        return self._adapt(text[ids])
-
-    def _adapt(self, vectors: Tensor) -> Tensor:
-        projected: Tensor = self.sr.project(vectors if self.head is None else self.head(vectors))
-        return projected
+        return self.project_texts(text[ids])
 
     def _table(self, text: Tensor | None, count: int) -> Tensor:
         """Projected texts of a whole table (n + 1, d), in parts so that what is between stays small."""
         if text is None:
             return self._project(None, self._every(count))
-        adapt: Callable[[Tensor], Tensor] = self._adapt
+        adapt: Callable[[Tensor], Tensor] = self.project_texts
         if self.head is not None and len(text) > TABLE_ROWS and torch.is_grad_enabled():
             # What a head keeps for backward is a multiple of its vectors: gigabytes for a large catalogue.
-            adapt = partial(checkpoint, self._adapt, use_reentrant=False)
+            adapt = partial(checkpoint, self.project_texts, use_reentrant=False)
         return torch.cat([adapt(part) for part in text.split(TABLE_ROWS)])
-
-    def _all_titles(self) -> Tensor:
-        if self._titles is None or self.training:
-            self._titles = self._table(self.video_text, self.n_videos)
-        return self._titles
 
 
 class _Projected:

@@ -89,7 +89,7 @@ def evaluate_rows(
     filter_seen: bool,
 ) -> tuple[Path, dict[str, Any], dict[str, Result]]:
     """As `evaluate_checkpoint`: the folder, its manifest, and results by protocol with the values of every row."""
-    folder = _checkpoint_folder(checkpoint_path)
+    folder = checkpoint_folder(checkpoint_path)
     ranked, listed = split_metrics(metrics or DEFAULT_METRICS)
     setup, manifest = restore(folder, open_dataset(data))
     if filter_seen and setup.task is not Task.REC:
@@ -176,7 +176,12 @@ def _report(folder: Path, manifest: dict[str, Any], results: dict[str, Result]) 
     }
 
 
-def _checkpoint_folder(path: str) -> Path:
+def checkpoint_folder(path: str) -> Path:
+    """The folder with the weights of a stage-two checkpoint: `path` itself, or best/ of a run.
+
+    Raises:
+        UserError: there is none.
+    """
     for folder in (Path(path), Path(path) / BEST_DIR):
         if (folder / MANIFEST_FILE).is_file() and (folder / SR_WEIGHTS_FILE).is_file():
             return folder

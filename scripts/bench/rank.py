@@ -64,7 +64,7 @@ class ReferenceStep(RankModel):
     def _distinct(self, text: Tensor | None, places: Tensor, *ids: Tensor) -> Callable[[Tensor], Tensor]:
         """Nothing is done once: what comes back projects each occurrence it is asked for."""
         assert text is not None
-        return lambda wanted: self._adapt(text[wanted.flatten()]).view(*wanted.shape, -1)
+        return lambda wanted: self.project_texts(text[wanted.flatten()]).view(*wanted.shape, -1)
 
     def _training_videos(self, batch: RankBatch) -> Callable[[Tensor], Tensor]:
         return self._distinct(self.video_text, self.video_places)

@@ -11,9 +11,9 @@ LAYERS = [
     {"schema", "settings", "utils", "nn"},
     {"losses", "data", "serving"},
     {"models"},
-    {"llm", "evaluation", "export"},
+    {"llm", "evaluation"},
     {"training", "baselines"},
-    {"experiments"},
+    {"experiments", "export"},
     {"cli", "__main__", "recommend"},
 ]
 """From the bottom up. Parts of one layer may use each other, as long as no circle comes of it."""

@@ -1,0 +1,1 @@
+"""From checkpoints of stage two to a bundle that answers without torch."""
