@@ -12,7 +12,7 @@ from lsvcr.serving.errors import BadRequest
 from lsvcr.serving.snapshot import Snapshot
 from lsvcr.serving.types import RawId, Unknown
 
-_VISIT = {"video", "comments"}
+_VISIT_KEYS = {"video", "comments"}
 
 
 @dataclass
@@ -56,8 +56,6 @@ def id_list(ids: Any, name: str) -> list[RawId]:
     Raises:
         BadRequest: not a list.
     """
-    if type(ids) is list:  # nearly always
-        return ids
     if isinstance(ids, np.ndarray):
         return list(ids.tolist())
     if not isinstance(ids, Sequence) or isinstance(ids, str | bytes):
@@ -73,66 +71,72 @@ def resolve(snapshot: Snapshot, video_history: Any, comment_history: Any, missin
     """
     liked = id_list(video_history, "video_history")
     videos = missing.videos(liked, snapshot.videos.find(liked))
-    visits, comments = _flat_visits(comment_history)
-    if not visits:
+    visited, counts, comments = _flat_visits(comment_history)
+    if not visited:
         return Rows(videos, np.zeros(0, np.int64), np.zeros(0, np.int64))
-    return Rows(videos, *_events(snapshot, visits, comments, missing))
+    return Rows(videos, *_events(snapshot, visited, counts, comments, missing))
 
 
-def _flat_visits(history: Any) -> tuple[list[tuple[RawId | None, int]], list[RawId]]:
-    """(video or None, number of comments) of each visit, and all comments one after another."""
-    visits: list[tuple[RawId | None, int]] = []
-    comments: list[RawId] = []
+def _flat_visits(history: Any) -> tuple[list[RawId | None], list[int], list[RawId]]:
+    """Of each visit its video (or None) and number of comments, and all comments one after another."""
     if not isinstance(history, Sequence) or isinstance(history, str | bytes):
         raise BadRequest(f"comment_history is a list, not {type(history).__name__}")
+    videos: list[RawId | None] = []
+    counts: list[int] = []
+    comments: list[RawId] = []
     for step in history:
-        if type(step) is dict and step.keys() == _VISIT and step["video"] is not None:  # nearly always
-            own = id_list(step["comments"], "comments of a visit")
-            visits.append((step["video"], len(own)))
-            comments += own
-            continue
-        if not isinstance(step, Mapping):
-            visits.append((None, 1))
+        if type(step) is not dict and not isinstance(step, Mapping):
+            videos.append(None)
+            counts.append(1)
             comments.append(step)
             continue
-        further = set(step) - {"video", "comments"}
-        if further or not step:
-            told = f"it has {sorted(map(str, further))}" if further else "it is empty"
+        video, own = step.get("video"), step.get("comments", ())
+        if not step or not step.keys() <= _VISIT_KEYS:
+            further = sorted(map(str, step.keys() - _VISIT_KEYS))
+            told = f"it has {further}" if further else "it is empty"
             raise BadRequest(f'a visit of comment_history is {{"video": id, "comments": [id, ...]}}; {told}')
-        own = id_list(step.get("comments", ()), "comments of a visit")
-        video = step.get("video")
-        visits += [(None, 1)] * len(own) if video is None else [(video, len(own))]
+        if type(own) is not list:
+            own = id_list(own, "comments of a visit")
+        if video is None:  # each comment tells its own
+            videos += [None] * len(own)
+            counts += [1] * len(own)
+        else:
+            videos.append(video)
+            counts.append(len(own))
         comments += own
-    return visits, comments
+    return videos, counts, comments
 
 
 def _events(
-    snapshot: Snapshot,
-    visits: list[tuple[RawId | None, int]],
-    comments: list[RawId],
-    missing: Missing,
+    snapshot: Snapshot, videos: list[RawId | None], counts: list[int], comments: list[RawId], missing: Missing
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(event_videos, event_comments) of `Rows`."""
+    """(event_videos, event_comments) of `Rows` from what `_flat_visits` gives."""
     found = snapshot.comments.find(comments)
     missing.comments(comments, found)
-    named = [video for video, _ in visits if video is not None]
-    named_rows = snapshot.videos.find(named)
-    missing.videos(named, named_rows)
-    counts = np.array([count for _, count in visits], dtype=np.int64)
-    owner = np.repeat(np.arange(len(visits)), counts)
-    visit_video = np.zeros(len(visits), dtype=np.int64)
-    visit_video[[video is not None for video, _ in visits]] = np.maximum(named_rows, 0)
-    is_named = np.array([video is not None for video, _ in visits])
+    named = [video for video in videos if video is not None]
+    rows = snapshot.videos.find(named)
+    missing.videos(named, rows)
+    if len(named) == len(videos) and all(counts) and rows.min() > 0 and found.min() > 0:
+        return np.repeat(rows, counts), found  # as requests of a platform are
+    is_named = np.array([video is not None for video in videos])
+    visit_rows = np.zeros(len(videos), dtype=np.int64)
+    visit_rows[is_named] = np.maximum(rows, 0)
     known = found > 0
-    own = snapshot.comment_videos(np.where(known, found, 0))
-    event_videos = np.where(is_named[owner], visit_video[owner], own) * known
-    # A visit whose comments are all unknown still tells the video.
-    silent = (np.bincount(owner[known], minlength=len(visits)) == 0) & is_named
-    order = np.argsort(np.concatenate([owner, np.flatnonzero(silent)]), kind="stable")
-    event_videos = np.concatenate([event_videos, visit_video[silent]])[order]
-    event_comments = np.concatenate([np.where(known, found, 0), np.zeros(silent.sum(), np.int64)])[order]
-    real = event_videos > 0
-    return event_videos[real], event_comments[real]
+    owner = np.repeat(np.arange(len(videos)), counts)[known]
+    event_comments = found[known]
+    event_videos = visit_rows[owner]
+    if len(named) < len(videos):
+        own = snapshot.comment_videos(event_comments)
+        event_videos = np.where(is_named[owner], event_videos, own)
+    # A visit whose comments are all unknown still tells its video.
+    silent = np.flatnonzero(is_named & (np.bincount(owner, minlength=len(videos)) == 0))
+    if len(silent):
+        order = np.argsort(np.concatenate([owner, silent]), kind="stable")
+        event_videos = np.concatenate([event_videos, visit_rows[silent]])[order]
+        event_comments = np.concatenate([event_comments, np.zeros(len(silent), np.int64)])[order]
+    if event_videos.all():
+        return event_videos, event_comments
+    return event_videos[event_videos > 0], event_comments[event_videos > 0]
 
 
 def _known(ids: Sequence[RawId], rows: np.ndarray, noted: dict[RawId, None]) -> np.ndarray:
@@ -173,39 +177,40 @@ def _entries(
     snapshot: Snapshot, task: Task, batch: Sequence[Rows], max_entries: int
 ) -> tuple[np.ndarray, list[int]]:
     """Latest visits of all users one after another, (sum, d), and how many each user has."""
-    groups = [_visit_numbers(rows.event_videos) for rows in batch]
-    lengths = [min(int(own[-1]) + 1, max_entries) if len(own) else 0 for own in groups]
-    kept = [
-        own >= own[-1] + 1 - length if len(own) else own > 0
-        for own, length in zip(groups, lengths, strict=True)
-    ]
-    videos = np.concatenate([rows.event_videos[keep] for rows, keep in zip(batch, kept, strict=True)])
-    comments = np.concatenate([rows.event_comments[keep] for rows, keep in zip(batch, kept, strict=True)])
-    if not len(videos):
-        return snapshot.entries(task, videos), lengths
-    starts = np.concatenate([_starts(own[keep]) for own, keep in zip(groups, kept, strict=True)]).nonzero()[0]
-    sums = np.add.reduceat(snapshot.shown(task, comments), starts, axis=0)
-    counts = np.add.reduceat((comments > 0).astype(np.float32), starts)
+    kept = [_latest_visits(rows.event_videos, max_entries) for rows in batch]
+    starts = np.concatenate([own for own, _ in kept])
+    lengths = [int(np.count_nonzero(own)) for own, _ in kept]
+    if not len(starts):
+        return np.zeros((0, snapshot.bundle.hidden), dtype=np.float32), lengths
+    videos = np.concatenate([rows.event_videos[first:] for rows, (_, first) in zip(batch, kept, strict=True)])
+    comments = np.concatenate(
+        [rows.event_comments[first:] for rows, (_, first) in zip(batch, kept, strict=True)]
+    )
+    places = np.flatnonzero(starts)
+    sums = np.add.reduceat(snapshot.shown(task, comments), places, axis=0)
+    counts = np.add.reduceat(comments > 0, places, dtype=np.float32)
     means = sums / np.maximum(counts, 1)[:, None]
-    return snapshot.entries(task, videos[starts]) + means, lengths
+    return snapshot.entries(task, videos[places]) + means, lengths
 
 
-def _visit_numbers(videos: np.ndarray) -> np.ndarray:
-    """The visit of each event, from 0: neighbours under one video are one visit."""
-    numbers = np.zeros(len(videos), dtype=np.int64)
-    np.cumsum(videos[1:] != videos[:-1], out=numbers[1:])
-    return numbers
+def _latest_visits(videos: np.ndarray, limit: int) -> tuple[np.ndarray, int]:
+    """Where visits begin (True) among the events of the latest `limit` visits, and the first of these events.
 
-
-def _starts(numbers: np.ndarray) -> np.ndarray:
-    """True where a visit begins."""
-    begins = np.ones(len(numbers), dtype=bool)
-    begins[1:] = numbers[1:] != numbers[:-1]
-    return begins
+    Neighbours under one video are one visit.
+    """
+    begins = np.ones(len(videos), dtype=bool)
+    np.not_equal(videos[1:], videos[:-1], out=begins[1:])
+    places = np.flatnonzero(begins)
+    if len(places) <= limit:
+        return begins, 0
+    first = int(places[len(places) - limit]) if limit else len(videos)
+    return begins[first:], first
 
 
 def _padded(flat: np.ndarray, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Rows of all users one after another -> (B, L, d) with zeros and the mask (B, L); L >= 1."""
+    if len(lengths) == 1 and lengths[0]:
+        return flat[None], np.ones((1, lengths[0]), dtype=bool)
     width = max(1, max(lengths))
     mask = np.arange(width) < np.array(lengths)[:, None]
     padded = np.zeros((*mask.shape, flat.shape[1]), dtype=np.float32)

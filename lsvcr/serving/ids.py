@@ -137,14 +137,16 @@ class IdMap:
         """
         if not len(ids):
             return np.zeros(0, dtype=np.int64)
-        if self.numbers:
+        if not isinstance(self._by_row, TextTable):
             return self._find_numbers(ids)
-        return np.array([self._find_text(str(self.normalise(one))) for one in ids], dtype=np.int64)
+        return self._find_texts(
+            [one if type(one) is str else str(self.normalise(one)) for one in ids], self._by_row
+        )
 
     def _find_numbers(self, ids: Sequence[RawId]) -> np.ndarray:
         try:
             # NumPy would take digits of any script, and True, for a number.
-            asked = np.array(ids, dtype=np.int64) if set(map(type, ids)) == {int} else None
+            asked = np.array(ids, dtype=np.int64) if set(map(type, ids)) <= {int} else None
         except OverflowError:
             asked = None
         if asked is None:
@@ -158,17 +160,21 @@ class IdMap:
         places = np.minimum(np.searchsorted(self._keys, asked), len(self._keys) - 1)
         return np.where(self._keys[places] == asked, self._order[places], UNKNOWN).astype(np.int64)
 
-    def _find_text(self, text: str) -> int:
-        assert isinstance(self._by_row, TextTable)
-        wanted = text.encode("utf-8", errors="replace")
-        key = np.uint64(_hash(wanted))
-        place = int(np.searchsorted(self._keys, key))
-        while place < len(self._keys) and self._keys[place] == key:  # two texts may share a hash
-            row = int(self._order[place])
-            if self._by_row.raw(row) == wanted:
-                return row
-            place += 1
-        return UNKNOWN
+    def _find_texts(self, ids: Sequence[str], texts: TextTable) -> np.ndarray:
+        wanted = [one.encode("utf-8", errors="replace") for one in ids]
+        hashes = np.fromiter(map(_hash, wanted), np.uint64, len(wanted))
+        first = np.searchsorted(self._keys, hashes)
+        last = np.searchsorted(self._keys, hashes, side="right")
+        rows = np.full(len(ids), UNKNOWN, dtype=np.int64)
+        known = np.flatnonzero(first < last)
+        nearest = self._order[first[known]].astype(np.int64)
+        rows[known] = nearest
+        for place, found in zip(known.tolist(), texts.raw_many(nearest), strict=True):
+            if found != wanted[place]:  # two texts may share a hash
+                others = self._order[first[place] + 1 : last[place]].tolist()
+                same = [row for row in others if texts.raw(row) == wanted[place]]
+                rows[place] = same[0] if same else UNKNOWN
+        return rows
 
     def starting_with(self, prefix: str, limit: int) -> list[RawId]:
         """At most `limit` ids whose text or digits begin with `prefix`: texts by row, numbers ascending."""

@@ -2,7 +2,7 @@
 
 Two ways, by how the rows are stored. float32: one product. float16 and int8: a product of 8-bit whole numbers, which
 reads a quarter of the bytes, rules out all rows that cannot be among the best, and those few that are left are scored
-from the stored rows. docs/deploy.md has the times of both and of what was tried besides.
+from the stored rows. docs/log.md has the times of both and of what was tried besides.
 """
 
 from collections.abc import Sequence
@@ -188,5 +188,6 @@ def _sketch(values: np.ndarray) -> StoredRows:
 
 def leave_out(scores: np.ndarray, rows: np.ndarray) -> None:
     """Set padding and `rows` to -inf."""
-    scores[rows[rows < len(scores)]] = -np.inf
+    if len(rows):
+        scores[rows if rows.max() < len(scores) else rows[rows < len(scores)]] = -np.inf
     scores[PAD] = -np.inf

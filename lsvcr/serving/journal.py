@@ -150,7 +150,11 @@ class Journal:
             self._note(key, place)
 
     def get(self, kind: str, raw_id: int | str) -> Record | None:
-        """What the last line of an id says; None without one."""
+        """What the last line of an id says; None without one.
+
+        Raises:
+            NotStored: the file cannot be read any more, so nothing can be built on what it says.
+        """
         place = self._last.get((kind, str(raw_id)))
         return None if place is None else self._record_at(place)
 
@@ -242,7 +246,16 @@ class Journal:
         self._last[key] = place
 
     def _record_at(self, place: _Place) -> Record:
-        return _parse(os.pread(self._file, place.length, place.offset))[1]
+        try:
+            if self._file < 0:
+                raise OSError(errno.EBADF, "the journal is closed")
+            return _parse(os.pread(self._file, place.length, place.offset))[1]
+        except OSError as error:
+            raise NotStored(f"{self.path} cannot be read: {_reason(error)}") from error
+        except ValueError:
+            raise NotStored(
+                f"{self.path} has been damaged at byte {place.offset} since it was opened"
+            ) from None
 
     def _replay(self) -> None:
         """Check every line and note the last of each key; cut off what the last batch left half written."""
@@ -361,7 +374,10 @@ def _locked(root: Path) -> int:
     """
     path = root / LOCK_FILE
     try:
+        missing = [folder for folder in (root, *root.parents) if not folder.exists()]
         root.mkdir(parents=True, exist_ok=True)
+        for folder in missing:  # or a power cut could take the folder with all that is safe in it
+            _sync_folder(folder)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UserError(f"{root} cannot be used as state: {error.strerror}; choose another folder") from error

@@ -166,14 +166,18 @@ class Snapshot:
 
     def top_comments(self, videos: np.ndarray) -> np.ndarray:
         """The most liked comment of each video row, (n,) int64; 0 = it has none."""
-        known = videos < len(self.videos.base)
-        found = self.bundle.top_comment[np.where(known, videos, 0)].astype(np.int64)
+        top = self.bundle.top_comment
+        found = top[videos if self._are_stored(videos) else np.where(videos < len(top), videos, 0)]
+        found = found.astype(np.int64)
         if self.lists:
             for place, video in enumerate(videos.tolist()):
                 listed = self.lists.get(video)
                 if listed is not None:
                     found[place] = listed[0] if len(listed) else 0
         return found
+
+    def _are_stored(self, videos: np.ndarray) -> bool:
+        return not self.videos.added_ids or not (videos >= len(self.videos.base)).any()
 
     def comment_videos(self, comments: np.ndarray) -> np.ndarray:
         """The video row that each comment row belongs to now, (n,) int64."""

@@ -46,6 +46,11 @@ class TextTable:
         start, end = self._offsets[row : row + 2].tolist()
         return bytes(self._content[start:end])
 
+    def raw_many(self, rows: np.ndarray) -> list[bytes]:
+        """The texts of rows (n,) as UTF-8 bytes."""
+        ends = zip(self._offsets[rows].tolist(), self._offsets[rows + 1].tolist(), strict=True)
+        return [bytes(self._content[start:end]) for start, end in ends]
+
     def starting_with(self, prefix: str, limit: int) -> list[int]:
         """The first `limit` rows (from 1) whose text begins with `prefix`."""
         starts, ends = self._offsets[1:-1], self._offsets[2:]

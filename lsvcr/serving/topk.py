@@ -2,8 +2,12 @@
 
 import numpy as np
 
-_BLOCK = 256
-"""Scores whose maximum stands for them while the others are ruled out."""
+_GROUP = 64
+"""Scores of a group, whose maximum stands for them while most others are ruled out."""
+
+
+_FEW = 512
+"""Scores that are sorted without a look at groups."""
 
 
 def best(scores: np.ndarray, k: int) -> np.ndarray:
@@ -11,7 +15,8 @@ def best(scores: np.ndarray, k: int) -> np.ndarray:
 
     Scores of -inf never come out. Two passes over the scores leave a few hundred to sort.
     """
-    places = at_least(scores, reached_by(scores, k))
+    few = len(scores) <= _FEW
+    places = np.arange(len(scores)) if few else at_least(scores, reached_by(scores, k))
     found = scores[places]
     order = np.argsort(-found, kind="stable")[:k]
     return places[order[found[order] > -np.inf]]
@@ -30,15 +35,16 @@ def dots(vectors: np.ndarray, user: np.ndarray) -> np.ndarray:
 def reached_by(scores: np.ndarray, k: int) -> float:
     """A bound that at least k of the scores (n,) reach, close to the k-th highest; -inf where there are fewer.
 
-    The k-th highest of the maxima of blocks is one: k blocks hold a score that high.
+    The k-th highest of the maxima of groups is one: k groups hold a score that high. Group g holds the scores g, g + m,
+    g + 2 m and so on, so that the maxima of all are found by comparing rows of m.
     """
     if k >= len(scores):
         return -np.inf
-    blocks = len(scores) // _BLOCK
-    if k * 4 > blocks:
+    groups = len(scores) // _GROUP
+    if k * 4 > groups:
         return float(np.partition(scores, len(scores) - k)[len(scores) - k])
-    maxima = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
-    return float(np.partition(maxima, blocks - k)[blocks - k])
+    maxima = scores[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
+    return float(np.partition(maxima, groups - k)[groups - k])
 
 
 def at_least(scores: np.ndarray, bound: float) -> np.ndarray:

@@ -67,12 +67,12 @@ class Towers:
         Raises:
             BadRequest: numbers so large that the products overflow.
         """
+        of_task = {task: tower.rows(vectors) for task, tower in self._towers.items()}
         with np.errstate(over="ignore", invalid="ignore"):
-            of_task = {task: tower.rows(vectors) for task, tower in self._towers.items()}
-        for made in of_task.values():
             # The length is what an item is divided by, so it has to be finite too.
-            if not all(np.isfinite(np.linalg.norm(field, axis=1)).all() for field in made):
-                raise BadRequest("vector has numbers so large that the model overflows")
+            lengths = [np.linalg.norm(field, axis=1) for made in of_task.values() for field in made]
+        if not all(np.isfinite(length).all() for length in lengths):
+            raise BadRequest("vector has numbers so large that the model overflows")
         return [
             {task: TowerRows(*(field[place] for field in made)) for task, made in of_task.items()}
             for place in range(len(vectors))

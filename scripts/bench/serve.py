@@ -137,13 +137,10 @@ def million_figures(options: argparse.Namespace, machine: Figures) -> Figures:
         found = inproc(folder, queries, 200)
         floor = catalogue_floor_ms(videos, row_bytes, machine)
         over = "inproc_1m_over_floor" if name == "1m" else f"{name}_over_floor"
-        figures |= {
-            f"inproc_{name}_{key}": found[key] for key in ("p50_ms", "p99_ms", "cpu_ms", "load_s", "rss_mb")
-        }
+        figures |= {f"inproc_{name}_{key}": value for key, value in found.items()}
         figures |= {f"inproc_{name}_floor_ms": floor, over: found["p50_ms"] / floor}
         figures |= {f"bundle_{name}_mb": size(folder) / 1e6}
-        if name == "1m":
-            figures["resident_over_bundle"] = found["rss_over_bundle"]
+    figures["resident_over_bundle"] = figures["inproc_1m_rss_over_bundle"]
     return figures
 
 

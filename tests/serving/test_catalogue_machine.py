@@ -23,7 +23,7 @@ from tests.serving.plain_catalogue import Last, Plain, Shelf
 
 WIDTH = 6
 VECTORS = np.random.default_rng(3).standard_normal((40, WIDTH)).astype(np.float32)
-SIZES = {"a": (6, 14, False), "b": (9, 18, False), "text": (5, 8, True)}
+SIZES = {"a": (3, 7, False), "b": (4, 9, False), "text": (2, 4, True)}
 
 vectors = st.none() | st.integers(0, len(VECTORS) - 1)
 picks = st.integers(0, 10**6)
@@ -72,12 +72,12 @@ class Machine(RuleBasedStateMachine):
         shutil.rmtree(self.state)
 
     def video_id(self, pick):
-        few = ["1", "2", "x"] if self.plain.shelf.text_ids else [1, 2, "3"]
+        few = ["1", "x"] if self.plain.shelf.text_ids else [1, "2"]
         ids = [*self.plain.shelf.videos, *few]
         return ids[pick % len(ids)]
 
     def comment_id(self, pick):
-        few = ["7", "y"] if self.plain.shelf.text_ids else [7, "8"]
+        few = ["7"]
         ids = [*self.plain.shelf.comments, *few]
         return ids[pick % len(ids)]
 
@@ -187,7 +187,7 @@ class Machine(RuleBasedStateMachine):
     def answers_are_those_of_the_plain_catalogue(self):
         view, recommender = self.plain.view(), self.recommender
         shelf = self.plain.shelf
-        history = [*shelf.videos[:3], self.video_id(len(shelf.videos)), self.video_id(len(shelf.videos) + 2)]
+        history = [*shelf.videos[:2], *(self.video_id(len(shelf.videos) + more) for more in (0, 1))]
         said = [*shelf.comments[:4], self.comment_id(len(shelf.comments))]
         history, said = [shelf.own(raw) for raw in history], [shelf.own(raw) for raw in said]
         real_history = [raw for raw in history if raw is not None]
@@ -228,7 +228,7 @@ def test_the_catalogue_is_the_plain_catalogue():
     make_bundles()
     try:
         run_state_machine_as_test(
-            Machine, settings=settings(max_examples=40, stateful_step_count=20, deadline=None)
+            Machine, settings=settings(max_examples=15, stateful_step_count=20, deadline=None)
         )
     finally:
         shutil.rmtree(BUNDLES["a"].parent)

@@ -72,7 +72,21 @@ def test_a_second_user_of_the_folder_is_refused_and_the_folder_is_free_after_clo
     journal.close()
     with pytest.raises(NotStored, match="closed"):
         journal.append([record(2)])
+    with pytest.raises(NotStored, match="closed"):
+        journal.get("video", 1)
     assert reopened(state) == [record(1)]
+
+
+def test_damage_under_an_open_journal_is_told_and_nothing_is_built_on_it(state):
+    journal = Journal(state)
+    journal.append([record(1), record(2)])
+    content = bytearray(journal.path.read_bytes())
+    content[-3] ^= 1
+    journal.path.write_bytes(content)
+    assert journal.get("video", 1) == record(1)
+    with pytest.raises(NotStored, match=r"damaged at byte \d+ since it was opened"):
+        journal.get("video", 2)
+    journal.close()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -350,7 +364,7 @@ threads = [threading.Thread(target=write, args=(n,), daemon=True) for n in range
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 """
-KILLS = 20
+KILLS = 12
 
 
 def test_kill_at_any_moment_keeps_what_was_acknowledged(state):

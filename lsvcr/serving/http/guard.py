@@ -103,9 +103,11 @@ class Guard:
             "client": scope["client"][0] if scope.get("client") else None,
             "id": exchange.request_id.decode(),
         }
-        if failed:
-            told = reason or {"reason": exchange.message or exchange.body.decode("utf-8", "replace")}
-            self._log.event("error", "request", **fields, **told)
+        if reason:
+            self._log.event("error", "request", **fields, **reason)
+        elif failed:
+            fields["reason"] = exchange.message or exchange.body.decode("utf-8", "replace")
+            self._log.buffered("error", "request", fields)
         else:
             self._log.buffered("info", "request", fields)
 

@@ -86,12 +86,12 @@ def add_look_ups(app: FastAPI, service: Service) -> None:
         """A video, its title and the most liked of its comments, `limit` at most."""
         return _json(await service.in_thread(service.recommender.video, id, limit))
 
-    @app.get("/v1/users", response_model=schemas.UsersAnswer, responses=errors(404, 422, 503, 504))
+    @app.get("/v1/users", response_model=schemas.UsersAnswer, responses=errors(422, 503, 504))
     async def users(
         prefix: Annotated[str, Query(max_length=schemas.ID_LENGTH)] = "",
         limit: Annotated[int, Query(ge=1, le=MOST_SHOWN)] = 20,
     ) -> Response:
-        """Users of the bundle whose id begins with `prefix`; 404 for a bundle without users."""
+        """Users of the bundle whose id begins with `prefix`; none where the bundle has no users."""
         return _json({"users": await service.in_thread(_users, service.recommender, limit, prefix)})
 
     @app.get("/v1/users/{id:path}", response_model=schemas.UserAnswer, responses=errors(404, 422, 503, 504))

@@ -20,7 +20,7 @@ VECTOR = [round(math.sin(place), 3) for place in range(24)]
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """A bundle of other videos: text ids of 30, one more user."""
+    """A bundle of 30 videos, with other vectors under the same ids."""
     path = tmp_path_factory.mktemp("other") / "bundle"
     make_bundle(path, n_videos=30, n_users=7, seed=9)
     return path
