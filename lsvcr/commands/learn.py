@@ -13,6 +13,7 @@ from lsvcr.utils.errors import UserError
 if TYPE_CHECKING:
     from lsvcr.baselines.registry import Entry
 
+_TRAIN_SUMMARY = "Train or fit another recommender, for comparison; without a name it lists them."
 _TRAIN = "lsvcr train sasrec --data_path demo/data --output_dir demo/sasrec"
 
 
@@ -29,17 +30,17 @@ def _convert(settings: ConvertSettings) -> None:
 
 
 def _train(words: Sequence[str]) -> None:
-    name, flags = (words[0], words[1:]) if words and not words[0].startswith("-") else ("", words)
     from lsvcr.baselines.registry import entries, find
 
-    if not name:
+    if not words or words[0] in ("--help", "-h"):
         sys.stdout.write(_recommenders(entries()))
-        if any(word in ("--help", "-h") for word in flags):
-            raise SystemExit(0)
-        raise UserError(f"lsvcr train needs the name of a recommender, as in: {_TRAIN}")
+        raise SystemExit(0)
+    name = words[0]
+    if name.startswith("-"):
+        raise UserError(f"lsvcr train needs the name of a recommender first, as in: {_TRAIN}")
     entry = find(name)
     settings = parse_settings(
-        entry.settings, flags, f"lsvcr train {name}", entry.summary, _TRAIN.replace("sasrec", name)
+        entry.settings, words[1:], f"lsvcr train {name}", entry.summary, _TRAIN.replace("sasrec", name)
     )
     from lsvcr.training.baseline import run
 
@@ -47,9 +48,18 @@ def _train(words: Sequence[str]) -> None:
 
 
 def _recommenders(known: "Mapping[str, Entry]") -> str:
-    lines = ["usage: lsvcr train NAME [--flag value ...]   (lsvcr train NAME --help tells the flags)", ""]
+    lines = [
+        "usage: lsvcr train NAME [--flag value ...]   (lsvcr train NAME --help tells the flags)",
+        "",
+        _TRAIN_SUMMARY,
+        "",
+        "example:",
+        f"  {_TRAIN}",
+        "",
+        "recommenders:",
+    ]
     lines += [f"  {name:<20} {entry.summary}" for name, entry in known.items()]
-    return "\n".join([*lines, "", f"example: {_TRAIN}"]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _alpaca(settings: AlpacaSettings) -> None:
@@ -87,11 +97,7 @@ COMMANDS = {
         places=("checkpoint",),
         needs=("checkpoint", "model_name_or_path", "out"),
     ),
-    "train": Command(
-        "Train or fit another recommender, for comparison; without a name it lists them.",
-        _TRAIN,
-        _train,
-    ),
+    "train": Command(_TRAIN_SUMMARY, _TRAIN, _train),
     "alpaca": Command(
         "Write {instruction, input, output} records of a dataset as JSON lines.",
         "lsvcr alpaca --data_path demo/data --out ckpt/alpaca.jsonl",
