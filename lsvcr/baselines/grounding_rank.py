@@ -35,7 +35,9 @@ PROTOCOLS = {"full": FULL, "sampled": Protocol("sampled")}
 TOP = 10
 """Length of the lists that popularity bias and coverage are told of."""
 
-_BLOCK = 32
+_BLOCK = 4
+"""Rows at once: few, so that the arrays of a catalogue stay in the processor's cache (measured: 32 take 1.5 times as
+long)."""
 _CURVE_POINTS = 25
 """Gammas of a curve at which popularity bias and coverage are computed, which cost more than ranks."""
 

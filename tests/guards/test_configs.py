@@ -12,7 +12,12 @@ from lsvcr.utils.arguments import load_settings
 from tests.guards.source import ROOT
 
 CONFIG = ROOT / "config"
-CLASSES = {"align": settings.AlignSettings, "finetune": settings.RankSettings, "generative": TuneSettings, "baselines": None}
+CLASSES = {
+    "align": settings.AlignSettings,
+    "finetune": settings.RankSettings,
+    "generative": TuneSettings,
+    "baselines": None,
+}
 """Folder of config/ -> settings class; None until there is one."""
 
 
@@ -28,7 +33,9 @@ def test_every_folder_is_known_and_holds_something():
 
 
 @pytest.mark.parametrize(
-    "path", [*found("align"), *found("finetune"), *found("generative")], ids=lambda path: str(path.relative_to(ROOT))
+    "path",
+    [*found("align"), *found("finetune"), *found("generative")],
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_a_run_file_builds_its_settings_and_says_what_it_is(path: Path):
     load_settings(CLASSES[path.relative_to(CONFIG).parts[0]], path)
