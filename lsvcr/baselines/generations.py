@@ -19,7 +19,7 @@ from lsvcr.baselines.alpaca import QUOTES, RecordSource, drawn_rows, quoted, unq
 from lsvcr.baselines.alpaca_prompts import PromptWriter
 from lsvcr.baselines.generative_decode import BeamSettings, beam_search
 from lsvcr.baselines.generative_settings import GenerateSettings, TuneSettings
-from lsvcr.baselines.generative_state import read_run, settings_of
+from lsvcr.baselines.generative_state import check_one_process, read_run, settings_of
 from lsvcr.baselines.title_trie import TitleTrie
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.llm.families import fingerprint
@@ -67,6 +67,7 @@ def generate(settings: GenerateSettings) -> Path:
     Raises:
         UserError: settings that cannot work, an unfinished run, other data, or other generations in the folder.
     """
+    check_one_process("generate")
     _check(settings)
     checkpoint, manifest = read_run(settings.run)
     tuned = settings_of(manifest)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lsvcr.baselines.alpaca import RecordSource
 from lsvcr.baselines.alpaca_prompts import IGNORED, Example, LmBatch, PromptWriter, collate
 from lsvcr.baselines.generative_settings import TuneSettings
-from lsvcr.baselines.generative_state import Masters, Progress, TuneFolder, origin
+from lsvcr.baselines.generative_state import Masters, Progress, TuneFolder, check_one_process, origin
 from lsvcr.data.store import open_dataset
 from lsvcr.llm.families import backbone, fingerprint, output_head
 from lsvcr.llm.loading import load_llm
@@ -183,6 +183,7 @@ def tune(settings: TuneSettings, schedule: Schedule) -> Progress:
         UserError: settings that cannot work, nothing to learn from, another run in the folder, or whatever is wrong
             with dataset or LLM.
     """
+    check_one_process("tune")
     check_settings(settings)
     dataset = open_dataset(settings.data_path)
     source = RecordSource(dataset, settings)

@@ -1,5 +1,6 @@
 """The run folder of a generative recommender: best/, last/, and what a killed run goes on from, to the last bit."""
 
+import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
@@ -222,6 +223,18 @@ def settings_of(manifest: Mapping[str, Any]) -> TuneSettings:
     """The settings a run was started with."""
     known = {k: v for k, v in manifest["settings"].items() if k in TuneSettings.__dataclass_fields__}
     return TuneSettings(**known)
+
+
+def check_one_process(command: str) -> None:
+    """Refuse to be one of several processes, which would all do the same work and write the same files.
+
+    Raises:
+        UserError: a launcher has started several.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            f"lsvcr {command} runs as one process, on one GPU or the CPU: start it without a launcher"
+        )
 
 
 def origin(data_hash: str, llm_fingerprint: str, dtype: torch.dtype) -> dict[str, Any]:

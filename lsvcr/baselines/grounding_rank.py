@@ -1,6 +1,6 @@
 """The same generations ranked in many ways over the whole catalogue, each with one gamma, chosen on validation."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,9 @@ PROTOCOLS = {"full": FULL, "sampled": Protocol("sampled")}
 TOP = 10
 """Length of the lists that popularity bias and coverage are told of."""
 
-_BLOCK = 32
+_BLOCK = 4
+"""Rows at once: few, so that the arrays of a catalogue stay in the processor's cache (measured: 32 take 1.5 times as
+long)."""
 _CURVE_POINTS = 25
 """Gammas of a curve at which popularity bias and coverage are computed, which cost more than ranks."""
 
@@ -235,7 +237,7 @@ def choose_gammas(ground: Ground, ways: Mapping[str, Ranking]) -> dict[str, Curv
     places = {
         name: np.zeros((len(way.gammas), 2, len(targets)), dtype=np.int64) for name, way in tuned.items()
     }
-    lists = {name: Exposure(len(way.gammas), ground.counts, targets) for name, way in tuned.items()}
+    lists = {name: Exposure(way.gammas, ground.counts, targets) for name, way in tuned.items()}
     for part, evidence in ground.blocks():
         for name, way in tuned.items():
             for number, gamma in enumerate(way.gammas):
@@ -292,14 +294,18 @@ class Exposure:
     """Popularity bias and coverage of the first `TOP` at some of G gammas, as `evaluation.lists` defines them.
 
     Args:
-        gammas: G.
+        gammas: (G,) rising; those that are computed are spread evenly on a logarithmic scale.
         counts: (N,) training interactions.
         targets: (n,) places of all rows' targets.
     """
 
-    def __init__(self, gammas: int, counts: np.ndarray, targets: np.ndarray) -> None:
-        self._numbers = np.unique(np.linspace(0, gammas - 1, _CURVE_POINTS).round().astype(int)).tolist()
-        self._counts, self._gammas = counts, gammas
+    def __init__(self, gammas: Sequence[float], counts: np.ndarray, targets: np.ndarray) -> None:
+        grid = np.asarray(gammas)
+        above = grid[grid > 0]
+        wanted = np.geomspace(above[0], above[-1], _CURVE_POINTS - 1) if len(above) else grid[:0]
+        nearest = np.abs(grid - np.concatenate([[0.0], wanted])[:, None]).argmin(axis=1)
+        self._numbers: list[int] = np.unique(nearest).tolist()
+        self._counts, self._gammas = counts, len(grid)
         self._typical = float(counts[targets].mean()) if len(targets) else 0.0
         self._bias = dict.fromkeys(self._numbers, 0.0)
         self._rows = dict.fromkeys(self._numbers, 0)

@@ -33,15 +33,15 @@ def normalised(text: str) -> str:
 class TitleIndex:
     """Titles of videos 1 ... N.
 
+    Args:
+        titles: by video index, padding first.
+
     Attributes:
         titles: the T distinct ones, in the alphabet's order; videos without a title have none.
         title_of: (N,) int64: which of them video i + 1 has; -1 = none.
     """
 
     def __init__(self, titles: Iterable[str]) -> None:
-        """Args:
-        titles: by video index, padding first.
-        """
         every = [exact(title) for title in titles][1:]
         self.titles = sorted({title for title in every if title})
         numbers = {title: number for number, title in enumerate(self.titles)}

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from lsvcr.baselines import generative
 from lsvcr.baselines.alpaca_prompts import Example, collate
+from lsvcr.baselines.generations import generate
 from lsvcr.baselines.generative import answer_loss, tune
 from lsvcr.baselines.generative_state import OPTIMIZER_FILE, Masters, read_run
 from lsvcr.llm.loading import load_llm
@@ -18,7 +19,7 @@ from lsvcr.llm.lora import WEIGHTS_FILE, add_lora, load_adapter
 from lsvcr.schema import ADAPTER_DIR, BEST_DIR, LAST_DIR, MANIFEST_FILE
 from lsvcr.training.schedule import learning_rate_factor
 from lsvcr.utils.errors import UserError
-from tests.generative_world import tune_settings
+from tests.generative_world import generate_settings, tune_settings
 
 EXAMPLES = [
     Example([5, 6, 7, 8], [30, 31, 2]),
@@ -143,6 +144,16 @@ def test_settings_that_cannot_work_are_told(
 ) -> None:
     with pytest.raises(UserError, match=message):
         tune(tune_settings(tiny_data, tmp_path / "run", **changed), learning_rate_factor)
+
+
+def test_a_launcher_of_several_processes_is_refused(
+    tiny_data: Path, generative_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="lsvcr tune runs as one process"):
+        tune(tune_settings(tiny_data, generative_run), learning_rate_factor)
+    with pytest.raises(UserError, match="lsvcr generate runs as one process"):
+        generate(generate_settings(generative_run))
 
 
 def test_lora_sits_where_it_is_asked_for(tiny_llm: Any) -> None:

@@ -260,7 +260,7 @@ def test_gamma_is_the_smallest_of_the_best_and_curves_are_the_evaluators(world: 
     # With all weight on the other recommender, the lists are the other's.
     metrics = ("popularity_bias@10", "coverage@10")
     expected = evaluate(world.other, world.data, {"full": Protocol()}, metrics=metrics)["full"]
-    alone = Exposure(1, world.ground.counts, world.data.samples.video - 1)
+    alone = Exposure((0.0,), world.ground.counts, world.data.samples.video - 1)
     for _, part in world.ground.blocks():
         alone.add(0, part.collaborative)
     for metric, (value,) in alone.figures().items():
@@ -268,8 +268,12 @@ def test_gamma_is_the_smallest_of_the_best_and_curves_are_the_evaluators(world: 
 
 
 def test_curves_leave_most_exposures_out() -> None:
-    exposure = Exposure(199, COUNTS, np.array([0]))
-    assert sum(map(exposure.wants, range(199))) == 25 and exposure.wants(0) and exposure.wants(198)
+    grid = formulas.FINE_GAMMAS
+    exposure = Exposure(grid, COUNTS, np.array([0]))
+    wanted = [gamma for number, gamma in enumerate(grid) if exposure.wants(number)]
+    assert wanted[:4] == [0.0, 0.01, 0.02, 0.03] and wanted[-1] == 99.0
+    # About as many below 1 as above.
+    assert len(wanted) <= 25 and abs(sum(gamma < 1 for gamma in wanted) - len(wanted) / 2) < 2
     assert Curve((0.0,), {"ndcg@10": [0.5]}, 0.0).to_json() == {
         "gamma": [0.0],
         "ndcg@10": [0.5],

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from lsvcr import settings
+from lsvcr.baselines.generative_settings import TuneSettings
 from lsvcr.baselines.registry import entries
 from lsvcr.utils.arguments import load_settings
 from tests.guards.source import ROOT
@@ -18,6 +19,7 @@ CLASSES = {
     "finetune": settings.RankSettings,
     "baselines": settings.FittedSettings,
     "compare": settings.RankSettings,
+    "generative": TuneSettings,
 }
 """Folder of config/ -> settings class, of which each recommender in baselines/ has its own."""
 
@@ -35,7 +37,7 @@ def test_every_folder_is_known_and_holds_something():
 
 @pytest.mark.parametrize(
     "path",
-    [*found("align"), *found("finetune"), *found("compare")],
+    [*found("align"), *found("finetune"), *found("compare"), *found("generative")],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_a_run_file_builds_its_settings_and_says_what_it_is(path: Path):
