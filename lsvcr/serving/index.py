@@ -2,7 +2,7 @@
 
 Two ways, by how the rows are stored. float32: one product. float16 and int8: a product of 8-bit whole numbers, which
 reads a quarter of the bytes, rules out all rows that cannot be among the best, and those few that are left are scored
-from the stored rows. docs/deploy.md has the times of both and of what was tried besides.
+from the stored rows. docs/log.md has the times of both and of what was tried besides.
 """
 
 from collections.abc import Sequence

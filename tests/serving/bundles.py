@@ -37,7 +37,9 @@ class World:
         users: for each stored user the liked videos, the visits [(video, comments)] and all videos ever liked, as rows.
     """
 
-    def __init__(self, n_videos: int, n_comments: int, n_users: int, d: int, w: int, seed: int) -> None:
+    def __init__(
+        self, n_videos: int, n_comments: int, n_users: int, d: int, w: int, seed: int, distinct: int = 0
+    ) -> None:
         rng = np.random.default_rng(seed)
         self.d, self.w = d, w
         self.video_texts, self.comment_texts = _texts(rng, n_videos, w), _texts(rng, n_comments, w)
@@ -47,6 +49,11 @@ class World:
         offsets = np.concatenate([[0], np.cumsum(np.bincount(self.own[1:], minlength=n_videos + 1))])
         self.lists = Csr(offsets.astype(np.int64), order.astype(np.int32))
         self.models = {task: _weights(rng, n_videos, d, w) for task in BOTH}
+        if distinct:  # every so many videos are the same
+            same = np.concatenate([[0], np.arange(n_videos) % distinct + 1])
+            self.video_texts = self.video_texts[same]
+            for model in self.models.values():
+                model.ids = model.ids[same]
         self.users = [_user(rng, n_videos, self) for _ in range(n_users)]
 
     def entries(self, task: Task) -> np.ndarray:
@@ -144,14 +151,16 @@ def make_bundle(
     tasks: tuple[Task, ...] = BOTH,
     text_ids: bool = False,
     max_steps: int = 50,
+    distinct: int = 0,
     **more: Any,
 ) -> World:
     """Write a random bundle; returns what it was made of.
 
     Ids: video v is 1000 + 7 v (or `v17`), comment c is 5 c (or `c17`), user u is 100 + u (or `u17`); titles and texts
-    are `video 17` and `comment 17`. `more` goes to `write_bundle`, such as rows="int8".
+    are `video 17` and `comment 17`. `distinct` > 0: so many videos differ, the
+    others equal one of them. `more` goes to `write_bundle`, such as rows="int8".
     """
-    world = World(n_videos, n_comments, n_users, d, w, seed)
+    world = World(n_videos, n_comments, n_users, d, w, seed, distinct)
     write_bundle(
         path,
         videos=VideoTable(
