@@ -38,7 +38,7 @@ class Batcher:
     """The queue in front of the worker.
 
     Args:
-        run: what computes; it must not raise.
+        run: what computes; what it raises is the answer to all of its jobs.
         batch_size: queries of one run.
         capacity: queries that may wait.
         timeout: seconds after which a job that has no answer gets 504, running or not.
@@ -158,7 +158,10 @@ class Batcher:
 
     def _work(self) -> None:
         while (batch := self._todo.get()) is not None:
-            results = self._run([(job.kind, job.queries) for job in batch])
+            try:
+                results = self._run([(job.kind, job.queries) for job in batch])
+            except Exception as error:  # without a worker nobody would ever get an answer again
+                results = [error] * len(batch)
             try:
                 self._loop.call_soon_threadsafe(self._finish, batch, results)
             except RuntimeError:  # the loop has ended, and with it all who waited

@@ -43,9 +43,9 @@ class Histories(_Strict):
     user: Id | None = Field(
         None, description="a user of the bundle, whose stored histories are taken; then give none"
     )
-    video_history: list[Id] = Field(default=[], description="videos the user liked, oldest first")
+    video_history: list[Id] = Field(default_factory=list, description="videos the user liked, oldest first")
     comment_history: CommentHistory = Field(
-        default=[], description="visits {video, comments}, oldest first; or comment ids alone"
+        default_factory=list, description="visits {video, comments}, oldest first; or comment ids alone"
     )
 
 
@@ -56,7 +56,7 @@ class RecommendRequest(Histories):
     exclude_seen: Annotated[bool, Strict()] = Field(
         True, description="leave out the videos that the user has liked"
     )
-    exclude: list[Id] = Field(default=[], description="further videos to leave out")
+    exclude: list[Id] = Field(default_factory=list, description="further videos to leave out")
     candidates: list[Id] | None = Field(None, description="rank these videos only")
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -49,6 +50,7 @@ def serve(settings: ServeSettings) -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.WARNING)
+    disable_created_metrics()
     began = time.perf_counter()
     service = Service(load(settings, settings.bundle, settings.state or None), settings, log)
     most = raise_open_files(settings.max_connections)
@@ -56,7 +58,6 @@ def serve(settings: ServeSettings) -> None:
         log.event(
             "warning", "few_files", connections=most, wanted=settings.max_connections, limit="RLIMIT_NOFILE"
         )
-    disable_created_metrics()
     sys.setswitchinterval(SWITCH_SECONDS)
     config = uvicorn.Config(
         create_app(service, read_page(), token),
@@ -128,12 +129,19 @@ class Server(uvicorn.Server):
         while True:
             await asyncio.sleep(0.1)
             turn += 1
-            self.service.batcher.sweep()
-            self.service.log.flush()
-            if turn % SLOW_TICKS == 0:
-                self._tell_refused()
-                for connection in list(self.server_state.connections):
-                    connection.tick()  # type: ignore[union-attr]
+            try:
+                self._look_after(connections=turn % SLOW_TICKS == 0)
+            except Exception as error:  # a defect of ours, but no reason to end all time limits
+                self.service.log.event("error", "sweep", reason=repr(error), traceback=traceback.format_exc())
+
+    def _look_after(self, connections: bool) -> None:
+        self.service.batcher.sweep()
+        self.service.log.flush()
+        if not connections:
+            return
+        self._tell_refused()
+        for connection in list(self.server_state.connections):
+            connection.tick()  # type: ignore[union-attr]
 
     def _tell_refused(self) -> None:
         """One line a second, so that a flood of connections is not one of lines."""

@@ -105,6 +105,25 @@ def test_an_error_is_of_its_own_request_alone():
     asyncio.run(main())
 
 
+def test_a_worker_that_raises_goes_on():
+    async def main():
+        calls = []
+
+        def run(jobs):
+            calls.append(jobs)
+            if len(calls) == 1:
+                raise MemoryError("for once")
+            return [queries for _, queries in jobs]
+
+        queue = Batcher(run, 4, 100, 10.0)
+        with pytest.raises(MemoryError):
+            await queue.submit("x", [1])
+        assert await queue.submit("x", [2]) == [2]
+        queue.close()
+
+    asyncio.run(main())
+
+
 def test_a_full_queue_refuses_and_a_late_answer_is_an_error():
     async def main():
         worker = Worker()

@@ -38,6 +38,7 @@ def test_metrics_parse_and_count(start):
     assert server.metric("lsvcr_batch_queries_sum") == 3
     catalogue = {sample.labels["what"]: sample.value for sample in families["lsvcr_catalogue"].samples}
     assert (catalogue["videos"], catalogue["comments"], catalogue["users"]) == (40, 120, 6)
+    assert not [name for name in families if name.endswith("_created")]
     assert catalogue["journal_bytes"] == 0 and server.metric("lsvcr_queue") == 0
 
 
