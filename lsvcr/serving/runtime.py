@@ -265,7 +265,7 @@ class Recommender:
     def _stored_users(self) -> Users:
         if self.bundle.users is None:
             raise BadRequest(
-                "this bundle holds no users: send their histories, or export it with --include_users"
+                "this bundle holds no users: send their histories, or export it with --with_users True"
             )
         return self.bundle.users
 
