@@ -22,6 +22,7 @@ from lsvcr.schema import Split, Task
 from lsvcr.serving.bundle_write import RowKind, stored_rows
 from lsvcr.serving.runtime import Recommender
 from lsvcr.utils.errors import UserError
+from lsvcr.utils.logging import progress
 
 K = 10
 METRICS = ("ndcg@10", "recall@10")
@@ -30,7 +31,8 @@ EXACT = 1e-4
 EIGHT_BITS = 0.25
 """The same for an encoder of 8 bits, whose loss is measured besides: more than this is no rounding (docs/method.md)."""
 TIE = 1e-6
-"""Scores that are nearer than this may change places."""
+"""Scores that are nearer than this may change places; so may those nearer than twice what the bundle's own scores of
+the sample are off, which no ranking by them could tell apart."""
 _BATCH = 256
 _SCORES = 1 << 25
 """Scores of the checkpoint held at once (128 MiB)."""
@@ -86,7 +88,7 @@ class Comparison:
         self.from_checkpoint = _larger(self.from_checkpoint, float(np.abs(own - true[ours]).max(initial=0.0)))
         ours, theirs = ours[:K], _best(true, first)
         gaps = rounded[ours] - rounded[_best(rounded, first)][: len(ours)]
-        same = bool(known.all()) and len(ours) == first and bool((np.abs(gaps) <= TIE).all())
+        same = bool(known.all()) and len(ours) == first and bool((np.abs(gaps) <= TIE + 2 * difference).all())
         if not self.example and (not same or not difference <= EXACT):
             lists = "" if same else ", and the first ten are others"
             self.example = f"sample {row}, whose scores differ by up to {difference:.1e}{lists}"
@@ -188,7 +190,7 @@ def compare(
     items = model.item_vectors()
     stored = items if kind == "float32" else _rounded(items, kind)
     step = max(1, min(_BATCH, _SCORES // len(items)))
-    for start in range(0, len(rows), step):
+    for start in progress(range(0, len(rows), step), f"asking about {data.task.label}"):
         part = rows[start : start + step]
         users = model.user_vectors(data.evaluation(part))
         ask = _compare_videos if data.task is Task.REC else _compare_comments

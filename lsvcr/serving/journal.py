@@ -374,7 +374,10 @@ def _locked(root: Path) -> int:
     """
     path = root / LOCK_FILE
     try:
+        missing = [folder for folder in (root, *root.parents) if not folder.exists()]
         root.mkdir(parents=True, exist_ok=True)
+        for folder in missing:  # or a power cut could take the folder with all that is safe in it
+            _sync_folder(folder)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UserError(f"{root} cannot be used as state: {error.strerror}; choose another folder") from error

@@ -141,7 +141,8 @@ class Making:
         if is_new:
             if asked.vector is None:
                 raise BadRequest(
-                    f"{asked.kind} {asked.id!r} is new, and this bundle has no text encoder: send its text vector "
+                    self._towers.refusal(self._towers.width)
+                    or f"{asked.kind} {asked.id!r} is new, and this bundle has no text encoder: send its text vector "
                     f"({self._towers.width} numbers), or export the bundle with --text_encoder True"
                 )
             return asked.vector, asked.rows

@@ -10,11 +10,12 @@ from lsvcr.schema import Task
 from lsvcr.serving.answers import ServedPart, rank_rows, recommended_rows
 from lsvcr.serving.bundle import Bundle, Users, open_bundle
 from lsvcr.serving.catalogue import Catalogue
-from lsvcr.serving.errors import BadRequest, UnknownId
+from lsvcr.serving.errors import BadRequest, BundleError, UnknownId
 from lsvcr.serving.histories import Missing, Rows, id_list, resolve, stored_rows
 from lsvcr.serving.ids import UNKNOWN
 from lsvcr.serving.journal import Journal
 from lsvcr.serving.snapshot import Snapshot, Table
+from lsvcr.serving.text_encoder import TextEncoder
 from lsvcr.serving.types import (
     CommentHistory,
     CommentInfo,
@@ -45,7 +46,7 @@ class Recommender:
         catalogue: puts and removes videos and comments.
 
     Raises:
-        BundleError: a graph cannot be read.
+        BundleError: a graph or the text encoder cannot be read.
         UserError: the journal does not fit the bundle.
     """
 
@@ -53,7 +54,14 @@ class Recommender:
         self.bundle = bundle
         self._parts = {task: ServedPart.load(files, threads) for task, files in bundle.parts.items()}
         self._snapshot: Snapshot
-        self.catalogue = Catalogue(bundle, self.publish, journal=journal, threads=threads)
+        encoder = TextEncoder.open(bundle.root)
+        if encoder is not None and encoder.width != bundle.manifest["text_width"]:
+            raise BundleError(
+                f"{bundle.root} is damaged (its text encoder makes {encoder.width} numbers, its towers read "
+                f"{bundle.manifest['text_width']}); export it again"
+            )
+        encode = None if encoder is None else encoder.encode
+        self.catalogue = Catalogue(bundle, self.publish, journal=journal, encode=encode, threads=threads)
 
     @classmethod
     def load(

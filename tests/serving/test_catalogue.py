@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ import pytest
 from lsvcr.schema import Task
 from lsvcr.serving.bundle import open_bundle
 from lsvcr.serving.catalogue import Catalogue
-from lsvcr.serving.errors import BadRequest, UnknownId
+from lsvcr.serving.errors import BadRequest, BundleError, UnknownId
 from lsvcr.serving.journal import NotStored
 from lsvcr.serving.runtime import Recommender
+from lsvcr.serving.text_encoder import TextEncoder
 from lsvcr.utils.errors import UserError
-from tests.serving.bundles import make_bundle, unit
+from tests.serving.bundles import World, make_bundle, unit
 
 W = 6
 RNG = np.random.default_rng(1)
@@ -196,6 +198,72 @@ def test_a_text_encoder_gives_a_new_title_a_new_vector_and_the_same_title_none(b
     np.testing.assert_allclose(published[-1].items(Task.REC, np.array([row(1007)])), expected, atol=1e-5)
     assert catalogue.put_video(2, "new one") and catalogue.put_comment(3, 2, "hm")
     assert asked == ["video 1", "another", "another", "new one", "hm"]
+
+
+def encoder_files(width):
+    rng = np.random.default_rng(5)
+    return {
+        "text_encoder/weights.npy": rng.standard_normal((64, width)).astype(np.float16),
+        "text_encoder/rarity.npy": np.ones(64, dtype=np.float32),
+        "text_encoder/mean.npy": rng.standard_normal(width).astype(np.float32),
+    }
+
+
+def test_a_bundle_with_a_text_encoder_needs_no_vectors(tmp_path):
+    world = make_bundle(tmp_path / "b", n_videos=4, n_comments=6, d=5, w=W, files=encoder_files(W))
+    recommender = Recommender.load(tmp_path / "b")
+    assert recommender.catalogue.put_video(7, "two cats") and recommender.catalogue.put_comment(3, 7, "ha")
+    encoder = TextEncoder.open(tmp_path / "b")
+    assert encoder is not None
+    item = unit(encoder.encode(["two cats"]) @ world.models[Task.REC].projection)[0]
+    assert scores(recommender)[7] == pytest.approx(float(item @ world.user(Task.REC, [], [])), abs=1e-5)
+    make_bundle(tmp_path / "b", n_videos=4, n_comments=6, d=5, w=W, files=encoder_files(W + 1))
+    with pytest.raises(BundleError, match="its text encoder makes 7 numbers, its towers read 6"):
+        Recommender.load(tmp_path / "b")
+
+
+def test_a_model_without_text_takes_titles_and_removals_but_nothing_new(tmp_path, monkeypatch):
+    part = World.part
+    monkeypatch.setattr(World, "part", lambda world, task: replace(part(world, task), tower=None))
+    make_bundle(tmp_path / "b", n_videos=4, n_comments=6, d=5, w=W)
+    recommender = Recommender.load(tmp_path / "b")
+    before = scores(recommender)
+    recommender.catalogue.put_video(1007, "retitled")
+    recommender.catalogue.remove_video(1014)
+    assert scores(recommender) == pytest.approx(
+        {raw: s for raw, s in before.items() if raw != 1014}, abs=1e-6
+    )
+    for vector in (None, VECTORS[0]):
+        with pytest.raises(BadRequest, match="looks at no text, so it has no place for new videos"):
+            recommender.catalogue.put_video(7, "new", vector)
+
+
+def test_stored_users_keep_a_video_that_is_put_again(tmp_path):
+    make_bundle(tmp_path / "b", n_users=3, w=W)
+    recommender = Recommender.load(tmp_path / "b")
+    videos, visits = recommender.histories(101)
+    recommender.catalogue.put_video(videos[0], "again", VECTORS[0])
+    recommender.catalogue.put_comment(visits[0]["comments"][0], visits[0]["video"], "again", VECTORS[1])
+    assert recommender.histories(101) == (videos, visits)
+    stored = recommender.recommend_user(101, k=100)
+    assert videos[0] not in {item.id for item in stored.items}
+    given = {item.id: item.score for item in recommender.recommend(videos, visits, k=100).items}
+    assert {item.id: item.score for item in stored.items} == pytest.approx(
+        {item.id: given[item.id] for item in stored.items}, abs=1e-6
+    )
+
+
+def test_a_snapshot_that_a_request_holds_does_not_change(load):
+    recommender = load()
+    held, before = recommender.snapshot, recommender.recommend([1007], k=100)
+    for number in range(40):
+        recommender.catalogue.put_video(1007 + 7 * (number % 3), str(number), VECTORS[number])
+        recommender.catalogue.put_comment(number % 5, 1014, str(number), VECTORS[number])
+        if number % 4 == 3:
+            recommender.catalogue.remove_video(1007)
+    after = recommender.recommend([1007], k=100)
+    recommender.publish(held)
+    assert recommender.recommend([1007], k=100) == before != after
 
 
 # What is refused
@@ -428,6 +496,7 @@ CHILD = """
 import os, sys, threading
 import numpy as np
 from lsvcr.serving.runtime import Recommender
+from lsvcr.serving.text_encoder import TextEncoder
 recommender = Recommender.load(sys.argv[1], state=sys.argv[2])
 turn, width = int(sys.argv[3]), int(sys.argv[4])
 catalogue = recommender.catalogue
