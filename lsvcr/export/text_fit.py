@@ -96,7 +96,9 @@ def _distinct(dataset: Dataset, texts: TextTables) -> tuple[list[str], np.ndarra
 
 
 class _System:
-    """The normal equations (X'X + RIDGE) W = X'(Y - mean), X being the weighted n-grams of the texts.
+    """Minimises |X W - (Y - mean)|^2 + RIDGE |W|^2, X being the weighted n-grams of the texts.
+
+    By (X'X + RIDGE) W = X'Y, or where texts are fewer than buckets by the same W = X'(XX' + RIDGE)^-1 Y.
 
     Args:
         words: n texts.
@@ -112,29 +114,47 @@ class _System:
         self.mean = vectors.mean(axis=0).astype(np.float32)
         self._rows = [weighted(word, self.rarity) for word in words]
         self._target = torch.from_numpy(vectors - self.mean)
-        self._left = torch.zeros(buckets, buckets)
-        self._right = torch.zeros(buckets, vectors.shape[1])
+        self._learned: list[tuple[int, int]] = []
+        self._few = len(words) < buckets
+        size = 0 if self._few else buckets
+        self._left, self._right = torch.zeros(size, size), torch.zeros(size, vectors.shape[1])
 
     def add(self, start: int, stop: int) -> None:
-        """Learn from the texts `start` to `stop` (exclusive)."""
+        """Learn from the texts `start` to `stop` (exclusive) too."""
+        self._learned.append((start, stop))
+        if self._few:
+            return
         for first in range(start, stop, _ROWS):
             last = min(first + _ROWS, stop)
-            rows = np.zeros((last - first, len(self.rarity)), dtype=np.float32)
-            for row, (columns, values) in zip(rows, self._rows[first:last], strict=True):
-                row[columns] = values
-            dense = torch.from_numpy(rows)
-            self._left.addmm_(dense.T, dense)
-            self._right.addmm_(dense.T, self._target[first:last])
+            rows = self._dense(first, last)
+            self._left.addmm_(rows.T, rows)
+            self._right.addmm_(rows.T, self._target[first:last])
 
     def weights(self) -> np.ndarray:
         """W, (buckets, w) float32."""
-        left = self._left.clone()
-        left.diagonal().add_(RIDGE)
-        return torch.cholesky_solve(self._right, torch.linalg.cholesky(left)).numpy()
+        if not self._few:
+            return _solved(self._left, self._right).numpy()
+        rows = torch.cat([self._dense(*span) for span in self._learned])
+        target = torch.cat([self._target[first:last] for first, last in self._learned])
+        return (rows.T @ _solved(rows @ rows.T, target)).numpy()
+
+    def _dense(self, first: int, last: int) -> Tensor:
+        """Rows `first` to `last` (exclusive) of X."""
+        rows = np.zeros((last - first, len(self.rarity)), dtype=np.float32)
+        for row, (columns, values) in zip(rows, self._rows[first:last], strict=True):
+            row[columns] = values
+        return torch.from_numpy(rows)
 
     def encoder(self) -> TextEncoder:
         """What has been learned so far, in use."""
         return TextEncoder(self.weights(), self.rarity, self.mean)
+
+
+def _solved(left: Tensor, right: Tensor) -> Tensor:
+    """(left + RIDGE)^-1 right."""
+    ridged = left.clone()
+    ridged.diagonal().add_(RIDGE)
+    return torch.cholesky_solve(right, torch.linalg.cholesky(ridged))
 
 
 def _quality(

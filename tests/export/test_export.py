@@ -265,10 +265,7 @@ KILLED = """
 import os, signal, sys
 from lsvcr.export import bundle
 from lsvcr.settings import ExportSettings
-if sys.argv[4] == "asked":
-    bundle.verify = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
-else:
-    bundle.comment_table = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+bundle.verify = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 bundle.export(ExportSettings(checkpoint=sys.argv[1], data=sys.argv[2], out=sys.argv[3]))
 """
 
@@ -284,7 +281,7 @@ def test_an_approximate_index_is_asked_for_and_measured(tiny: Place, tmp_path: P
 
 def test_a_killed_export_leaves_nothing_that_counts(tiny: Place, tmp_path: Path) -> None:
     out, run = tmp_path / "bundle", tiny.run(Task.REC)
-    command = [sys.executable, "-c", KILLED, str(run), str(tiny.data), str(out), "asked"]
+    command = [sys.executable, "-c", KILLED, str(run), str(tiny.data), str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert not out.exists() and len(siblings(out)) == 1

@@ -123,6 +123,24 @@ def test_the_same_texts_give_the_same_encoder() -> None:
         assert np.array_equal(array, second.files[name])
 
 
+def test_few_texts_and_many_are_solved_alike() -> None:
+    dataset, tables, texts = planted(ENGLISH, 120)
+    vectors = torch.cat([tables.videos[1:], tables.comments[1:]]).numpy()
+    many = text_fit._System(texts, vectors, buckets=100)
+    few = text_fit._System(texts, vectors, buckets=100)
+    few._few = True
+    for system in (many, few):
+        system.add(40, 120)
+        system.add(0, 40)
+    np.testing.assert_allclose(few.weights(), many.weights(), atol=1e-4)
+    x = np.zeros((120, 100))
+    for row, text in zip(x, texts, strict=True):
+        found, weights = weighted(text, many.rarity)
+        row[found] = weights
+    plain = np.linalg.solve(x.T @ x + text_fit.RIDGE * np.eye(100), x.T @ (vectors - vectors.mean(axis=0)))
+    np.testing.assert_allclose(many.weights(), plain, atol=1e-4)
+
+
 def test_of_very_many_texts_a_draw_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_fit, "MOST_TEXTS", 50)
     dataset, tables, _ = planted(ENGLISH, 600)
