@@ -29,7 +29,8 @@ from lsvcr.utils.errors import UserError
 TOKEN_VARIABLE = "LSVCR_ADMIN_TOKEN"
 BACKLOG = 4096
 SWITCH_SECONDS = 0.0005
-"""How long the worker may hold the interpreter while the event loop wants it; Python's own 5 ms is a long wait."""
+"""How long the worker may hold the interpreter while the event loop wants it; Python's own 5 ms is a long wait. The
+processor time of a request is the same with both (measured); the value is an assumption."""
 SLOW_TICKS = 10
 """The loop ticks ten times a second; connections are looked at once a second."""
 

@@ -135,7 +135,7 @@ def test_a_state_folder_serves_one_process(start, bundle, tmp_path, capsys, monk
 
 def test_kill_9_while_changes_are_made_loses_nothing_acknowledged(start, tmp_path):
     state = str(tmp_path / "state")
-    for turn in range(3):
+    for turn in range(2):
         server = start("--state", state, token=TOKEN)
         told: list[int] = []
         threads = [

@@ -10,7 +10,7 @@ import pytest
 
 from lsvcr.serving.http.batching import Batcher
 from lsvcr.serving.http.errors import ApiError, ClientGone
-from tests.serving.http.process import request_bytes, wait_for
+from tests.serving.http.process import receive_all, request_bytes, wait_for
 
 RECOMMEND = "/v1/recommend"
 
@@ -215,5 +215,22 @@ def test_a_full_server_says_so_and_recovers(start):
     assert all(b"retry-after: 1" in head for head in heads if b" 503 " in head[:20])
     wait_for(lambda: small.post(RECOMMEND, {}).status == 200)
     assert small.metric("lsvcr_queue") == 0
+    assert small.stop() == 0  # and every line is written
     refused = [line for line in small.events("request") if line["status"] == 503]
     assert len(refused) == statuses.count(b"503") and "waiting" in refused[0]["reason"]
+
+
+def test_an_answer_that_comes_too_late_is_504_and_not_computed_further(start):
+    """256 queries in runs of one take longer than the ten milliseconds allowed; three such requests, longer still."""
+    hasty = start("--request_timeout", "0.01", "--batch_size", "1")
+    body = json.dumps({"requests": [{"k": 40}] * 256}).encode()
+    connections = [hasty.raw() for _ in range(3)]
+    for connection in connections:
+        connection.sendall(request_bytes(RECOMMEND, body, "Connection: close\r\n"))
+    answers = [receive_all(connection) for connection in connections]
+    assert b" 504 " in answers[-1].split(b"\r\n")[0] and b"--request_timeout" in answers[-1]
+    assert hasty.metric("lsvcr_batch_queries_sum") < 3 * 256 and hasty.metric("lsvcr_queue") == 0
+    wait_for(lambda: hasty.post(RECOMMEND, {}).status == 200)
+    assert hasty.stop() == 0  # and every line is written
+    [line, *_] = [line for line in hasty.events("request") if line["status"] == 504]
+    assert "--request_timeout" in line["reason"] and line["id"]
