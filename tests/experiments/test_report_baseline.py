@@ -18,12 +18,13 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def test_a_trained_and_a_fitted_recommender_have_pages(tiny_data: Path, tmp_path: Path) -> None:
-    for name, said in (("sasrec", "finished: 2 of at most 2 epochs"), ("popularity", "nothing is drawn")):
+    for name, said in (("sasrec", "finished: 2 of at most 2 epochs"), ("popularity", "fitted, not trained")):
         entry, out = find(name), tmp_path / name
         run(name, small(entry, tiny_data, out))
         page = write_report(ReportSettings(run=str(out))).read_text()
         for words in (said, "another recommender", name, "ndcg@10", "Rec", "none (no text vectors)"):
             assert words in page, (name, words)
+    assert "nothing is drawn" in (tmp_path / "popularity" / "report.html").read_text()
     # Settings other than the defaults, explained; speeds and curves of the log.
     page = (tmp_path / "sasrec" / "report.html").read_text()
     for words in ("learned positions counted from", "targets_per_second"):
