@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lsvcr.baselines.generative_settings import AlpacaSettings, GenerateSettings, GroundSettings, TuneSettings
 from lsvcr.settings import (
     ConvertSettings,
     DoctorSettings,
@@ -209,41 +208,13 @@ def _report(argv: Sequence[str]) -> None:
     sys.stdout.write(f"{write_report(settings)}\n")
 
 
-def _alpaca(argv: Sequence[str]) -> None:
-    settings = parse_settings(AlpacaSettings, argv, "lsvcr alpaca", *_about("alpaca"))
-    _require("alpaca", out=settings.out)
-    from lsvcr.baselines.alpaca import write_alpaca
-    from lsvcr.data.store import open_dataset
+def _generative(name: str) -> Callable[[Sequence[str]], None]:
+    def run(argv: Sequence[str]) -> None:
+        from lsvcr.experiments.generative_commands import run_command
 
-    write_alpaca(open_dataset(settings.data_path), settings)
+        run_command(name, argv, _about(name), _require)
 
-
-def _tune(argv: Sequence[str]) -> None:
-    settings = parse_settings(TuneSettings, argv, "lsvcr tune", *_about("tune"))
-    from lsvcr.baselines.generative import tune
-    from lsvcr.training.schedule import learning_rate_factor
-
-    tune(settings, learning_rate_factor)
-
-
-def _generate(argv: Sequence[str]) -> None:
-    settings = parse_settings(GenerateSettings, argv, "lsvcr generate", *_about("generate"), ("run",))
-    _require("generate", run=settings.run)
-    from lsvcr.baselines.generations import generate
-
-    generate(settings)
-
-
-def _ground(argv: Sequence[str]) -> None:
-    settings = parse_settings(GroundSettings, argv, "lsvcr ground", *_about("ground"), ("run",))
-    _require("ground", run=settings.run)
-    from lsvcr.experiments.ground import ground, print_ground
-
-    report = ground(settings)
-    if settings.json:
-        sys.stdout.write(json.dumps(report) + "\n")
-    else:
-        print_ground(report)
+    return run
 
 
 def split_runs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -342,22 +313,22 @@ COMMANDS = {
     "alpaca": Command(
         "Write {instruction, input, output} records of a dataset as JSON lines.",
         "lsvcr alpaca --data_path demo/data --out ckpt/alpaca.jsonl",
-        _alpaca,
+        _generative("alpaca"),
     ),
     "tune": Command(
         "Fine-tune an LLM with LoRA to say the next title.",
         "lsvcr tune --data_path demo/data --output_dir ckpt/generative",
-        _tune,
+        _generative("tune"),
     ),
     "generate": Command(
         "Let a fine-tuned LLM say titles for validation and test, by beam search.",
         "lsvcr generate ckpt/generative --decoding trie",
-        _generate,
+        _generative("generate"),
     ),
     "ground": Command(
         "Rank the whole catalogue by what was generated, in every way, with curves.",
         "lsvcr ground ckpt/generative --decoding trie --collaborative ckpt/finetune",
-        _ground,
+        _generative("ground"),
     ),
     "evaluate": Command(
         "Measure a stage-two checkpoint under the named protocols, alone or against another.",
