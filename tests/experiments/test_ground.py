@@ -122,9 +122,10 @@ def test_tables_and_comparisons_read_the_rows(
 
 
 def test_the_command_prints_json_or_a_table(
-    grounded: tuple[Path, dict], capsys: pytest.CaptureFixture[str]
+    generative_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["ground", str(grounded[0]), "--decoding", "trie", "--bf16", "False"]
+    shutil.copytree(generative_run, tmp_path / "run")
+    words = ["ground", str(tmp_path / "run"), "--decoding", "trie", "--bf16", "False"]
     assert cli.main([*words, "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["rankings"]) >= {"exact", "l2", "popularity"}
     assert cli.main(words) == 0
