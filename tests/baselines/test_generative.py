@@ -46,9 +46,9 @@ def test_the_loss_counts_the_answer_alone_or_the_prompt_too(tiny_llm: Any, on_in
         logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         first = 1 if on_inputs else len(example.prompt)
         for place in range(first, len(ids)):
-            expected -= float(logits[place - 1, ids[place]])
+            expected -= logits[place - 1, ids[place]].item()
             tokens += 1
-    assert count == tokens and float(total) == pytest.approx(expected, rel=1e-5)
+    assert count == tokens and total.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_padding_changes_no_gradient(tiny_llm: Any) -> None:

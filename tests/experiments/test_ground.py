@@ -24,7 +24,7 @@ from lsvcr.experiments.table import compare_runs
 from lsvcr.schema import Split, Task
 from lsvcr.training.rank import run as finetune
 from lsvcr.utils.errors import UserError
-from tests.generative_world import generate_settings
+from tests.generative_world import generate_settings, tune_settings
 from tests.training.rank_runs import SMALL
 
 
@@ -122,14 +122,33 @@ def test_tables_and_comparisons_read_the_rows(
 
 
 def test_the_command_prints_json_or_a_table(
-    grounded: tuple[Path, dict], capsys: pytest.CaptureFixture[str]
+    generative_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["ground", str(grounded[0]), "--decoding", "trie", "--bf16", "False"]
+    shutil.copytree(generative_run, tmp_path / "run")
+    words = ["ground", str(tmp_path / "run"), "--decoding", "trie", "--bf16", "False"]
     assert cli.main([*words, "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["rankings"]) >= {"exact", "l2", "popularity"}
     assert cli.main(words) == 0
     text = capsys.readouterr().out
     assert "log_popularity" in text and "100.0% of the beams are titles" in text
+
+
+def test_the_other_commands_reach_their_functions(
+    generative_run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "records.jsonl"
+    assert cli.main(["alpaca", "--data_path", str(tiny_data), "--out", str(out), "--quotes", "single"]) == 0
+    assert json.loads(out.read_text().splitlines()[0])["output"].startswith("'")
+    # Runs that are finished: nothing is left to do, and nothing changes.
+    before = (generative_run / "last" / "manifest.json").read_bytes()
+    changed = vars(tune_settings(tiny_data, generative_run))
+    flags = [word for name, value in changed.items() for word in (f"--{name}", str(value)) if value != ""]
+    assert cli.main(["tune", *(word for word in flags if word != "--lora_targets")]) == 0
+    words = [str(generative_run), *"--decoding trie --max_new_tokens 16 --num_beams 3 --bf16 False".split()]
+    assert cli.main(["generate", *words, "--num_return_sequences", "3"]) == 0
+    assert (generative_run / "last" / "manifest.json").read_bytes() == before
+    assert cli.main(["generate", *words]) == 2
+    assert "more than --num_beams 3" in capsys.readouterr().err
 
 
 def test_the_page_needs_nothing_beside_itself(grounded: tuple[Path, dict]) -> None:
