@@ -375,7 +375,7 @@ class CompareSettings:
     data: str = option("", "prepared dataset")
     models: str = option(
         "all",
-        "names with commas between them (`--models list` shows them), or NAME:CONFIG for another of its YAML files; all: "
+        "names with commas between them (`--models list` shows them), or NAME:CONFIG for another YAML file of it; all: "
         "what the data can serve",
     )
     out: str = option("", "folder of runs, logs and the comparison; the same command goes on in it")

@@ -1,0 +1,135 @@
+"""The processes of a comparison: one fails, one is killed, the command itself is stopped or killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lsvcr.experiments.compare_job import JobFailed, run_worker
+from tests.experiments.compare_runs import SASREC, asked, flags, write_world
+from tests.guards.source import ROOT
+
+SECONDS = 240
+"""Longer than anything here takes on a busy machine."""
+
+LONG = SASREC.replace("num_train_epochs: 1", "num_train_epochs: 40") + "patience: 1000\n"
+
+
+@pytest.fixture(scope="module")
+def world(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny world, and a model whose training can be interrupted."""
+    folder = write_world(tmp_path_factory.mktemp("compare"), tiny_data)
+    (folder / "config" / "baselines" / "long.yaml").write_text(LONG)
+    return folder
+
+
+def start(world: Path, models: str, out: Path) -> "subprocess.Popen[str]":
+    """The command, as a user types it."""
+    words = flags(asked(world, models, out=str(out)))
+    return subprocess.Popen(
+        [sys.executable, "-m", "lsvcr", "compare", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+
+
+def until(ready, what: str) -> None:
+    """Wait for something that comes soon."""
+    end = time.monotonic() + SECONDS
+    while not ready():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.02)
+
+
+def children(process: int) -> list[int]:
+    """Processes that this one has started."""
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def alive(process: int) -> bool:
+    """Is it there, and no zombie that waits for its parent?"""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_model_that_fails_is_told_in_the_table_and_by_the_code(world, tmp_path):
+    done = start(world, "popularity,sasrec:broken", tmp_path)
+    shown, said = done.communicate(timeout=SECONDS)
+    assert done.returncode == 1, said
+    why = "--hidden 16 must be a multiple of --heads 3"
+    assert f"Failed: sasrec-broken: {why}" in shown and "sasrec-broken failed" in said
+    rows = {row["name"]: row for row in json.loads((tmp_path / "compare.json").read_text())["rows"]}
+    assert rows["sasrec-broken"]["failed"] == why and not rows["popularity"]["failed"]
+    assert rows["popularity"]["answer_ms"] > 0
+    (log,) = (tmp_path / "logs").glob("sasrec-broken-*.log")
+    assert why in log.read_text()
+
+
+@pytest.mark.parametrize(("blow", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_what_was_stopped_goes_on_and_no_worker_stays_behind(world, tmp_path, blow, code):
+    first = start(world, "sasrec:long", tmp_path)
+    until(lambda: list(tmp_path.glob("runs/*/*/run/last/manifest.json")), "a first epoch")
+    (worker,) = children(first.pid)
+    first.send_signal(blow)
+    first.communicate(timeout=SECONDS)
+    assert first.returncode == code
+    until(lambda: not alive(worker), "the worker's end")
+    assert not (tmp_path / "compare.json").exists() and not list(tmp_path.glob("runs/*/*/outcome.json"))
+    (run,) = tmp_path.glob("runs/*/*/run")
+    epochs = len((run / "metrics.jsonl").read_text().splitlines())
+    second = start(world, "sasrec:long", tmp_path)
+    _, said = second.communicate(timeout=SECONDS)
+    assert second.returncode == 0 and "sasrec-long, seed 2024: going on" in said
+    (log,) = (tmp_path / "logs").glob("sasrec-long-*.log")
+    assert "going on after epoch" in log.read_text()
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < epochs < len(steps) == 40 and steps == sorted(set(steps))
+
+
+def test_a_killed_worker_is_a_failure_that_names_the_signal(tmp_path, monkeypatch):
+    killer = "import os, signal, sys; print('half way', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr(sys, "executable", write_program(tmp_path, killer))
+    with pytest.raises(JobFailed, match="ended by SIGKILL, probably out of memory"):
+        run_worker([], tmp_path / "logs" / "x.log", print)
+    assert (tmp_path / "logs" / "x.log").read_text() == "half way\n"
+
+
+def test_a_defect_is_told_by_its_last_line_of_this_attempt(tmp_path, monkeypatch):
+    log = tmp_path / "x.log"
+    log.write_text("error: of an earlier attempt\n")
+    monkeypatch.setattr(sys, "executable", write_program(tmp_path, "raise RuntimeError('it broke here')"))
+    with pytest.raises(JobFailed, match="^RuntimeError: it broke here$"):
+        run_worker([], log, print)
+    assert log.read_text().startswith("error: of an earlier attempt")
+
+
+def test_the_last_line_of_a_log_is_told_while_it_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("lsvcr.experiments.compare_job.PLAIN_SECONDS", 0.05)
+    go = tmp_path / "go"
+    slow = f"import os, time; print('epoch 1', flush=True)\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    monkeypatch.setattr(sys, "executable", write_program(tmp_path, slow))
+    told = []
+
+    def tell(line: str) -> None:
+        told.append(line)
+        go.touch()
+
+    run_worker([], tmp_path / "x.log", tell)
+    assert told == ["epoch 1"]
+
+
+def write_program(folder: Path, code: str) -> str:
+    """An executable that runs this code, whatever its arguments are."""
+    program = folder / "program"
+    program.write_text(f"#!{sys.executable}\n{code}\n")
+    program.chmod(0o755)
+    return str(program)
