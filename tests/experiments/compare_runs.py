@@ -2,12 +2,13 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from lsvcr.data.store import open_dataset
@@ -122,6 +123,15 @@ def in_process(patch: pytest.MonkeyPatch) -> InProcess:
     for module in (compare_job, compare_speed):
         patch.setattr(module, "run_worker", worker)
     return worker
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Models as small as these only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def forget_accelerate() -> None:

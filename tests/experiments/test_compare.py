@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from lsvcr import cli
 from lsvcr.data.store import open_dataset
@@ -17,7 +16,15 @@ from lsvcr.settings import CompareSettings
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import read_json
 from tests.experiments import browser
-from tests.experiments.compare_runs import InProcess, asked, flags, forget_accelerate, in_process, write_world
+from tests.experiments.compare_runs import (
+    InProcess,
+    asked,
+    flags,
+    forget_accelerate,
+    in_process,
+    one_thread,
+    write_world,
+)
 from tests.experiments.report_folders import Page
 
 ROWS = "popularity,sasrec:searched,item_knn,lsvcr,lsvcr-untuned,lsvcr-no-comments,lsvcr-text,lsvcr-id,sasrec:broken"
@@ -31,13 +38,10 @@ def world(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def worker():
-    """Workers run in this process, on one thread: models this small only wait for a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    """Workers run in this process."""
+    with pytest.MonkeyPatch.context() as patch, one_thread():
         yield in_process(patch)
     forget_accelerate()
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +260,7 @@ def test_all_takes_what_the_data_serve_and_says_what_not(world):
     ],
 )
 def test_what_cannot_be_done_is_told_before_anything_is_trained(world, worker, changes, told, tmp_path):
+    worker.jobs.clear()
     settings = asked(world, **{"models": "sasrec", "out": str(tmp_path / "out"), **changes})
     with pytest.raises(UserError) as error:
         compare(settings)

@@ -10,14 +10,25 @@ from pathlib import Path
 
 import pytest
 
+from lsvcr import cli
+from lsvcr.experiments.compare import compare
 from lsvcr.experiments.compare_job import JobFailed, run_worker
-from tests.experiments.compare_runs import SASREC, asked, flags, write_world
+from tests.experiments.compare_runs import (
+    SASREC,
+    asked,
+    flags,
+    forget_accelerate,
+    in_process,
+    one_thread,
+    write_world,
+)
 from tests.guards.source import ROOT
 
 SECONDS = 240
 """Longer than anything here takes on a busy machine."""
 
-LONG = SASREC.replace("num_train_epochs: 1", "num_train_epochs: 40") + "patience: 1000\n"
+EPOCHS = 60
+LONG = SASREC.replace("num_train_epochs: 1", f"num_train_epochs: {EPOCHS}") + "patience: 1000\n"
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +59,13 @@ def until(ready, what: str) -> None:
         time.sleep(0.02)
 
 
+def steps_of(out: Path) -> list[int]:
+    """Steps in the log of the one run of a comparison; none before there is one."""
+    logs = list(out.glob("runs/*/*/run/metrics.jsonl"))
+    lines = logs[0].read_text().splitlines() if logs else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("}")]
+
+
 def children(process: int) -> list[int]:
     """Processes that this one has started."""
     return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
@@ -61,10 +79,13 @@ def alive(process: int) -> bool:
         return False
 
 
-def test_a_model_that_fails_is_told_in_the_table_and_by_the_code(world, tmp_path):
-    done = start(world, "popularity,sasrec:broken", tmp_path)
-    shown, said = done.communicate(timeout=SECONDS)
-    assert done.returncode == 1, said
+def test_a_model_that_fails_is_told_in_the_table_and_by_the_code(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    settings = asked(world, "popularity,sasrec:broken", out=str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["compare", *flags(settings)])
+    shown, said = capsys.readouterr()
+    assert ended.value.code == 1
     why = "--hidden 16 must be a multiple of --heads 3"
     assert f"Failed: sasrec-broken: {why}" in shown and "sasrec-broken failed" in said
     rows = {row["name"]: row for row in json.loads((tmp_path / "compare.json").read_text())["rows"]}
@@ -74,25 +95,27 @@ def test_a_model_that_fails_is_told_in_the_table_and_by_the_code(world, tmp_path
     assert why in log.read_text()
 
 
-@pytest.mark.parametrize(("blow", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_what_was_stopped_goes_on_and_no_worker_stays_behind(world, tmp_path, blow, code):
-    first = start(world, "sasrec:long", tmp_path)
-    until(lambda: list(tmp_path.glob("runs/*/*/run/last/manifest.json")), "a first epoch")
-    (worker,) = children(first.pid)
-    first.send_signal(blow)
-    first.communicate(timeout=SECONDS)
-    assert first.returncode == code
-    until(lambda: not alive(worker), "the worker's end")
-    assert not (tmp_path / "compare.json").exists() and not list(tmp_path.glob("runs/*/*/outcome.json"))
-    (run,) = tmp_path.glob("runs/*/*/run")
-    epochs = len((run / "metrics.jsonl").read_text().splitlines())
-    second = start(world, "sasrec:long", tmp_path)
-    _, said = second.communicate(timeout=SECONDS)
-    assert second.returncode == 0 and "sasrec-long, seed 2024: going on" in said
+def test_what_was_stopped_goes_on_and_no_worker_stays_behind(world, tmp_path, monkeypatch):
+    done = 0
+    for blow, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        command = start(world, "sasrec:long", tmp_path)
+        until(lambda before=done: len(steps_of(tmp_path)) > before, "another epoch")
+        (worker,) = children(command.pid)
+        command.send_signal(blow)
+        _, said = command.communicate(timeout=SECONDS)
+        assert command.returncode == code, said
+        assert ("going on" in said) == (done > 0)
+        until(lambda process=worker: not alive(process), "the worker's end")
+        assert not (tmp_path / "compare.json").exists() and not list(tmp_path.glob("runs/*/*/outcome.json"))
+        done = len(steps_of(tmp_path))
+    in_process(monkeypatch)
+    with one_thread():
+        (row,) = compare(asked(world, "sasrec:long", out=str(tmp_path)))["rows"]
+    forget_accelerate()
     (log,) = (tmp_path / "logs").glob("sasrec-long-*.log")
     assert "going on after epoch" in log.read_text()
-    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert 0 < epochs < len(steps) == 40 and steps == sorted(set(steps))
+    steps = steps_of(tmp_path)
+    assert done < len(steps) == EPOCHS and steps == sorted(set(steps)) and not row["failed"]
 
 
 def test_a_killed_worker_is_a_failure_that_names_the_signal(tmp_path, monkeypatch):
