@@ -195,24 +195,34 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _train(argv: Sequence[str]) -> None:
-    name, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
     from lsvcr.baselines.registry import entries, find
 
-    if not name:
+    if not argv or argv[0] in ("--help", "-h"):
         sys.stdout.write(_recommenders(entries()))
-        if any(word in ("--help", "-h") for word in flags):
-            return
-        raise UserError(f"lsvcr train needs the name of a recommender, as in: {COMMANDS['train'].example}")
+        raise SystemExit(0)
+    name, example = argv[0], COMMANDS["train"].example
+    if name.startswith("-"):
+        raise UserError(f"lsvcr train needs the name of a recommender first, as in: {example}")
     entry = find(name)
-    example = COMMANDS["train"].example.replace("sasrec", name)
-    settings = parse_settings(entry.settings, flags, f"lsvcr train {name}", entry.summary, example)
+    example = example.replace("sasrec", name)
+    settings = parse_settings(entry.settings, argv[1:], f"lsvcr train {name}", entry.summary, example)
     from lsvcr.training.baseline import run
 
     run(name, settings)
 
 
 def _recommenders(known: "Mapping[str, Entry]") -> str:
-    lines = ["usage: lsvcr train NAME [--flag value ...]   (lsvcr train NAME --help tells the flags)", ""]
+    summary, example = _about("train")
+    lines = [
+        "usage: lsvcr train NAME [--flag value ...]   (lsvcr train NAME --help tells the flags)",
+        "",
+        summary,
+        "",
+        "example:",
+        f"  {example}",
+        "",
+        "recommenders:",
+    ]
     lines += [f"  {name:<20} {entry.summary}" for name, entry in known.items()]
     return "\n".join(lines) + "\n"
 

@@ -110,16 +110,20 @@ class SASRec(TrainedModel):
     def training_loss(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """`loss`, a scalar: the mean over the targets of the batch."""
         states = self.states(batch.video_ids)
+        with torch.autocast(device_type=states.device.type, enabled=False):  # scores are single precision
+            return {"loss": self._loss(states, batch)}
+
+    def _loss(self, states: Tensor, batch: SequenceBatch) -> Tensor:
         real = batch.targets != PAD
         users, targets = self._scorable(states[real]) / self.temperature, batch.targets[real]  # (P, d), (P,)
         if batch.negatives.numel() == 0:
-            return {"loss": linear_cross_entropy(users, self._scorable(self.items.weight), targets)}
+            return linear_cross_entropy(users, self._scorable(self.items.weight), targets)
         own = (users * self._scorable(self.items(targets))).sum(dim=-1)
         others, drawn = self._sampled_scores(users, real, batch.negatives)
         same = drawn == targets.unsqueeze(1)
         if self.loss == "softmax":
-            return {"loss": softmax_of_scores(own, others, same)}
-        return {"loss": binary_of_scores(own, others, same, self.beta)}
+            return softmax_of_scores(own, others, same)
+        return binary_of_scores(own, others, same, self.beta)
 
     def user_vectors(self, batch: RankBatch) -> Tensor:
         """(B, d) float32: the state of the latest video."""

@@ -13,8 +13,8 @@ from lsvcr.experiments.report_log import MetricsLog, charts_by_prefix
 from lsvcr.experiments.report_read import RunRecord, TestPart, llm_of, read_run
 from lsvcr.experiments.report_state import state_of, timings
 from lsvcr.experiments.report_svg import figure, number
-from lsvcr.schema import METRICS_LOG_FILE, STAGE_ONE, STAGE_TWO, Task
-from lsvcr.settings import AlignSettings, RankSettings, ReportSettings
+from lsvcr.schema import BASELINE, METRICS_LOG_FILE, STAGE_ONE, STAGE_TWO, Task
+from lsvcr.settings import AlignSettings, BaselineSettings, RankSettings, ReportSettings
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_file
 
@@ -23,6 +23,7 @@ REPORT_FILE = "report.html"
 _STAGES = {
     STAGE_ONE: "stage one: alignment of LLM and SR model",
     STAGE_TWO: "stage two: fine-tuning",
+    BASELINE: "another recommender",
     "": "unknown before the first checkpoint",
 }
 _CLASSES: dict[str, type] = {STAGE_ONE: AlignSettings, STAGE_TWO: RankSettings}
@@ -72,7 +73,7 @@ def _head(record: RunRecord, card: DataCard) -> list[Html]:
         ("task", _task(record)),
         ("LLM", llm_of(record)),
         ("dataset", f"{card.name}, hash {str(manifest.get('data_hash') or 'unknown')[:SHOWN_DIGITS]}"),
-        ("seed", str(manifest.get("seed", "unknown"))),
+        ("seed", _seed(manifest)),
         ("last written (date of its files)", written),
         (
             "versions",
@@ -81,6 +82,8 @@ def _head(record: RunRecord, card: DataCard) -> list[Html]:
     ]
     if converted := manifest.get("converted_from"):
         pairs.append(("converted from", str(converted.get("file", "unknown"))))
+    if record.stage == BASELINE:
+        pairs.insert(1, ("recommender", str(manifest.get("model", "unknown"))))
     if record.stage == STAGE_TWO:
         parent = manifest.get("parent") or {}
         pairs.append(("stage-one checkpoint", str(parent.get("path", "none"))))
@@ -100,8 +103,13 @@ def _head(record: RunRecord, card: DataCard) -> list[Html]:
     ]
 
 
+def _seed(manifest: Mapping[str, Any]) -> str:
+    seed = manifest.get("seed", "unknown")
+    return "none: nothing is drawn" if seed is None else str(seed)
+
+
 def _task(record: RunRecord) -> str:
-    if record.stage == STAGE_TWO:
+    if record.stage in (STAGE_TWO, BASELINE):
         return Task(record.manifest["task"]).label
     tasks = str(record.settings.get("tasks", "unknown"))
     return " and ".join(task.label for task in Task) if tasks == "both" else tasks
@@ -172,7 +180,7 @@ def _settings(record: RunRecord) -> Html:
     """Settings that are not the defaults, then all of them."""
     if not record.settings:
         return section("Settings", tag("p", "No checkpoint tells the settings yet.", class_="soft"))
-    known = {entry.name: entry for entry in fields(_CLASSES[record.stage])}
+    known = {entry.name: entry for entry in fields(_class_of(record))}
     rows = []
     for name, value in record.settings.items():
         entry = known.get(name)
@@ -190,6 +198,17 @@ def _settings(record: RunRecord) -> Html:
     )
     everything = table(["setting", "value", "default"], explained, numbers=False)
     return section("Settings", first, details(f"all {len(rows)} settings", everything))
+
+
+def _class_of(record: RunRecord) -> type:
+    """The settings' class; of a recommender that is not in this version, what all of them have."""
+    if record.stage != BASELINE:
+        return _CLASSES[record.stage]
+    from lsvcr.baselines.registry import entries  # needs torch, which pages of the two stages do without
+
+    known = entries()
+    name = str(record.manifest.get("model"))
+    return known[name].settings if name in known else BaselineSettings
 
 
 def _shown(value: Any) -> str:

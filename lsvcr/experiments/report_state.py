@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lsvcr.experiments.report_log import MetricsLog
 from lsvcr.experiments.report_read import RunRecord
-from lsvcr.schema import STAGE_ONE
+from lsvcr.schema import BASELINE, STAGE_ONE
 
 _SPEED_ENDINGS = ("_per_s", "_per_second")
 _OPEN = "interrupted, or still running"
@@ -23,6 +23,8 @@ def state_of(record: RunRecord) -> State:
     """How far a run has come."""
     if not record.manifest:
         return State(False, f"no checkpoint yet, the log reaches step {record.log.last_step:,}: {_OPEN}")
+    if record.stage == BASELINE and "num_train_epochs" not in record.settings:
+        return State(bool(record.tests), "fitted, not trained" if record.tests else f"not tested: {_OPEN}")
     return _stage_one(record) if record.stage == STAGE_ONE else _stage_two(record)
 
 

@@ -195,6 +195,20 @@ def test_draws_are_uniform_and_independent() -> None:
     assert integers((1,), np.arange(3), 2, 0).tolist() == [[0, 0]] * 3
 
 
+def test_without_comments_the_videos_are_the_same(dataset: Dataset) -> None:
+    """For models that read no comments: nothing of them is built."""
+    rows = np.arange(2)
+    whole, bare = (
+        RankData(dataset, Task.REC, Split.TRAIN, with_comments=flag).training(rows, (1, 0), 4)
+        for flag in (True, False)
+    )
+    for name in ("rows", "videos", "video_ids", "candidates", "negatives"):
+        assert torch.equal(getattr(whole, name), getattr(bare, name))
+    assert whole.comments.numel() and whole.video_comments.any()
+    assert bare.comments.numel() == bare.comment_entries.numel() == 0
+    assert bare.entry_videos.tolist() == [[0], [0]] and not bare.video_comments.any()
+
+
 def test_batch_moves_to_a_device(dataset: Dataset) -> None:
     batch = RankData(dataset, Task.REC, Split.TRAIN).training(np.arange(2), (1, 0), 4)
     moved = batch.to(torch.device("meta"))

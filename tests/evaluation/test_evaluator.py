@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lsvcr.data.rank import RankData
+from lsvcr.data.rank import RankBatch, RankData
 from lsvcr.data.store import Dataset
 from lsvcr.evaluation import evaluator
 from lsvcr.evaluation.evaluator import evaluate
@@ -114,6 +114,35 @@ def test_the_order_of_candidates_changes_no_bit(
         for world in (dataset, other)
     ]
     same_to_the_last_digit(*comments)
+
+
+class Scored:
+    """The scores of another model, as one without vectors gives them."""
+
+    def __init__(self, model: Blurred | Coarse) -> None:
+        self.model = model
+
+    def catalogue_scores(self, batch: RankBatch) -> torch.Tensor:
+        return self.model.user_vectors(batch).double() @ self.model.item_vectors().double().T
+
+
+@pytest.mark.parametrize("kind", [Blurred, Coarse])
+def test_scores_of_a_model_without_vectors_rank_like_vectors(
+    dataset: Dataset, kind: type[Blurred] | type[Coarse]
+) -> None:
+    """All protocols, and metrics of lists; coarse scores tie by the dozen."""
+    rows = RankData(dataset, Task.REC, Split.TEST)
+    protocols = {"full": FULL, "unseen": Protocol("full", filter_seen=True), "sampled": Protocol("sampled")}
+    metrics = ("ndcg@10", "recall@3", "mrr@10", "coverage@5", "gini@5", "novelty@5", "arp@5")
+    model = kind(N)
+    made = [
+        evaluate(scorer, rows, protocols, metrics=metrics, batch_size=batch, chunk=chunk)
+        for scorer, batch, chunk in ((model, 7, 9), (Scored(model), 11, 5), (Scored(model), 300, 4096))
+    ]
+    for name, wanted in made[0].items():
+        for other in (made[1][name], made[2][name]):
+            assert other.overall == wanted.overall
+            assert all(np.array_equal(other.values[m], wanted.values[m]) for m in wanted.values)
 
 
 def test_rows_without_positives_are_counted_never_nan(dataset: Dataset) -> None:

@@ -19,7 +19,9 @@ def test_a_run_is_found_by_protocol(tmp_path):
 
 def test_an_unfinished_run_is_named(tmp_path):
     (tmp_path / "last").mkdir()
-    with pytest.raises(UserError, match=rf"{tmp_path} holds no finished .* run finetune.py to its end"):
+    with pytest.raises(
+        UserError, match=rf"{tmp_path} holds no finished .* run finetune.py or `lsvcr train` to its end"
+    ):
         load_run(tmp_path)
 
 
@@ -29,6 +31,12 @@ def test_both_tasks_or_the_one_that_is_there(tmp_path):
     write_run(tmp_path / "CommRank", result([0.5], task="comm_rank"))
     found = load_task_runs(tmp_path)
     assert [found[task].mean("mrr@10") for task in (Task.REC, Task.COMM_RANK)] == [1, 1 / 2]
+
+
+def test_a_folder_may_be_the_run_itself(tmp_path):
+    write_run(tmp_path, result([0.5], task="comm_rank"))
+    found = load_task_runs(tmp_path)
+    assert list(found) == [Task.COMM_RANK] and found[Task.COMM_RANK].mean("mrr@10") == 1 / 2
 
 
 def test_a_run_in_the_folder_of_the_other_task_is_refused(tmp_path):

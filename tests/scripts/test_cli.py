@@ -33,6 +33,13 @@ def test_every_command_has_help_with_an_example(name, capsys):
         (["prepare", "kuaicomt"], ["--raw and --out", "lsvcr prepare kuaicomt --raw"]),
         (["simulate"], ["needs --out"]),
         (["evaluate", "ckpt"], ["needs --data"]),
+        (["train", "sasrek"], ["no recommender 'sasrek'", "did you mean sasrec?"]),
+        (["train", "xyzzy"], ["no recommender 'xyzzy'", "there are", "popularity"]),
+        (["train", "--seed", "1"], ["needs the name of a recommender", "lsvcr train sasrec"]),
+        (["train", "sasrec", "--max_hiss", "9"], ["did you mean --max_his?"]),
+        (["train", "popularity", "--learning_rate", "1"], ["unknown flag --learning_rate"]),
+        (["train", "sasrec", "--metric_for_best_model", "ndgc@10"], ["ndgc"]),
+        (["train", "sasrec", "--max_his", "0"], ["--max_his 0 must be above 0"]),
         (["embed", "--chekpoint", "x"], ["did you mean --checkpoint?"]),
     ],
 )
@@ -42,6 +49,24 @@ def test_what_is_wrong_is_a_sentence_and_code_2(words, parts, capsys):
     assert captured.out == ""
     for part in parts:
         assert part in captured.err
+
+
+def test_train_lists_its_recommenders_and_the_flags_of_one(capsys):
+    from lsvcr.baselines.registry import entries
+
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(name in text and entry.summary in text for name, entry in entries().items())
+    for name, own, other in (
+        ("sasrec", "--gbce_t", "--neighbours"),
+        ("item_knn", "--neighbours", "--gbce_t"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["train", name, "--help"])
+        text = capsys.readouterr().out
+        assert own in text and other not in text and "--max_his" in text and f"lsvcr train {name}" in text
 
 
 def test_control_c_is_code_130(monkeypatch, capsys):
