@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from lsvcr.data.store import Dataset
+from lsvcr.evaluation.evaluator import CatalogueScorer
 from lsvcr.evaluation.result import Result, load_rows
 from lsvcr.schema import BEST_DIR, Split, Task
-from lsvcr.training.rank_setup import restore
+from lsvcr.training.rank_restore import restore
 from lsvcr.training.rank_state import ROWS_FILE
 from lsvcr.utils.errors import UserError
 
@@ -59,10 +60,13 @@ def load_task_runs(folder: str | Path, protocol: str = "full") -> dict[Task, Res
 def collaborative_scores(
     folder: str | Path, dataset: Dataset, split: Split
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """What a stage-two run on Rec scores the catalogue with: sample numbers (B,) of `split` -> (B, N + 1) float32.
+    """Scores of the whole catalogue by a run on Rec, of stage two or of `lsvcr train`.
+
+    Returns:
+        Sample numbers (B,) of `split` -> (B, N + 1) float32.
 
     Raises:
-        UserError: no stage-two checkpoint, one of another dataset or task.
+        UserError: no checkpoint, or one of another dataset or task.
     """
     best = Path(folder) / BEST_DIR
     setup, _ = restore(best if best.is_dir() else Path(folder), dataset)
@@ -71,11 +75,14 @@ def collaborative_scores(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, data = setup.model.to(device).eval(), setup.data(split)
     with torch.no_grad():
-        items = model.item_vectors().float()
+        items = None if isinstance(model, CatalogueScorer) else model.item_vectors().float()
 
     @torch.no_grad()
     def scores(rows: np.ndarray) -> np.ndarray:
-        users = model.user_vectors(data.evaluation(rows).to(device)).float()
-        return (users @ items.T).cpu().numpy()
+        batch = data.evaluation(rows).to(device)
+        found = (
+            model.catalogue_scores(batch) if items is None else model.user_vectors(batch).float() @ items.T
+        )
+        return found.cpu().numpy()
 
     return scores
