@@ -395,9 +395,10 @@ class ServeSettings:
     )
     verify: bool = option(True, "compare the bundle's files with their checksums before serving")
     threads: int = option(1, "threads of one run: of the encoder and of the product with the items")
+    workers: int = option(2, "runs at a time, each in a thread of its own")
     batch_size: int = option(64, "histories that one encoder run takes at most")
     batch_wait_ms: float = option(
-        0.0, "how long an idle worker waits for company; 0 = requests wait only while the worker is busy"
+        0.0, "how long an idle worker waits for company; 0 = requests wait only while all workers are busy"
     )
     queue: int = option(2048, "histories that may wait; beyond it 503 with Retry-After")
     request_timeout: float = option(5.0, "seconds after which a request that is not answered gets 504")

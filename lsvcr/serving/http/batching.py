@@ -1,8 +1,8 @@
 """Requests that arrive together are scored together.
 
-One worker thread computes; the event loop only collects. A request waits while the worker is busy, no longer; then
-all that wait (up to `batch_size` queries) go in one run. NumPy and ONNX Runtime let go of the interpreter's lock, so
-the loop answers other connections meanwhile.
+Worker threads compute; the event loop only collects. A request waits while all workers are busy, no longer; then all
+that wait (up to `batch_size` queries) go in one run. NumPy and ONNX Runtime let go of the interpreter's lock, so the
+loop answers other connections meanwhile, and a second worker encodes while the first one sorts.
 """
 
 import asyncio
@@ -35,15 +35,16 @@ class Job:
 
 
 class Batcher:
-    """The queue in front of the worker.
+    """The queue in front of the workers.
 
     Args:
         run: what computes; what it raises is the answer to all of its jobs.
         batch_size: queries of one run.
         capacity: queries that may wait.
         timeout: seconds after which a job that has no answer gets 504, running or not.
-        wait: seconds that a first job waits for others while the worker is idle.
+        wait: seconds that a first job waits for others while a worker is idle.
         measure: told the number of queries of every run.
+        workers: runs at a time, each in a thread of its own.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Batcher:
         timeout: float,
         wait: float = 0.0,
         measure: Callable[[int], None] = lambda size: None,
+        workers: int = 1,
     ) -> None:
         self._run = run
         self._batch_size = batch_size
@@ -62,13 +64,14 @@ class Batcher:
         self._wait = wait
         self._measure = measure
         self._waiting: deque[Job] = deque()
-        self._running: list[Job] = []
+        self._running: list[list[Job]] = []
         self._size = 0
         self._planned = False
         self._todo: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
-        self._thread.start()
+        self._workers = workers
+        for number in range(workers):
+            threading.Thread(target=self._work, name=f"worker-{number}", daemon=True).start()
 
     @property
     def waiting(self) -> int:
@@ -108,7 +111,7 @@ class Batcher:
     def sweep(self) -> None:
         """Give 504 to what is too late and forget what nobody waits for; call it some times a second."""
         now = time.monotonic()
-        for job in (*self._waiting, *self._running):
+        for job in (*self._waiting, *(job for batch in self._running for job in batch)):
             if not job.future.done() and job.deadline < now:
                 text = f"no answer within {self._timeout:g} s (--request_timeout); ask again, or for less at once"
                 job.future.set_exception(ApiError(504, "timeout", text))
@@ -119,17 +122,18 @@ class Batcher:
             self._size = sum(len(job.queries) for job in self._waiting)
 
     def close(self) -> None:
-        """End the worker after what it has in hand; what still waits gets 503."""
+        """End the workers after what they have in hand; what still waits gets 503."""
         for job in self._waiting:
             if not job.future.done():
                 job.future.set_exception(overloaded("the server is stopping"))
         self._waiting.clear()
         self._size = 0
-        self._todo.put(None)
+        for _ in range(self._workers):
+            self._todo.put(None)
 
     def _plan(self) -> None:
         """Start a run in the next turn of the loop, when all that arrived in this turn has been queued."""
-        if self._planned or self._running:
+        if self._planned or len(self._running) >= self._workers:
             return
         self._planned = True
         if self._wait and self._size < self._batch_size:
@@ -152,9 +156,11 @@ class Batcher:
             batch.append(job)
             size += len(job.queries)
         if batch:
-            self._running = batch
+            self._running.append(batch)
             self._measure(size)
             self._todo.put(batch)
+        if self._waiting:
+            self._plan()
 
     def _work(self) -> None:
         while (batch := self._todo.get()) is not None:
@@ -168,7 +174,7 @@ class Batcher:
                 return
 
     def _finish(self, batch: list[Job], results: list[Any]) -> None:
-        self._running = []
+        self._running = [running for running in self._running if running is not batch]
         if self._waiting:
             self._plan()
         for job, result in zip(batch, results, strict=True):

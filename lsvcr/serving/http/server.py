@@ -228,8 +228,8 @@ def bind(host: str, port: int) -> socket.socket:
 
 def _check(settings: ServeSettings) -> None:
     for name in (
-        "threads", "batch_size", "queue", "max_connections", "max_body_bytes", "max_history", "max_k", "max_batch",
-        "max_candidates",
+        "threads", "workers", "batch_size", "queue", "max_connections", "max_body_bytes", "max_history", "max_k",
+        "max_batch", "max_candidates",
     ):  # fmt: skip
         if getattr(settings, name) < 1:
             raise UserError(f"--{name} is at least 1")

@@ -69,6 +69,7 @@ class Service:
             settings.request_timeout,
             settings.batch_wait_ms / 1000,
             self.metrics.batch,
+            settings.workers,
         )
         self.metrics.gauge("lsvcr_queue", "Queries that wait", lambda: self.batcher.waiting)
 
@@ -79,7 +80,7 @@ class Service:
         self.recommender.catalogue.close()
 
     def answer(self, jobs: Sequence[tuple[Ask, Sequence[Any]]]) -> list[Any]:
-        """Answers to the queries of some jobs; runs in the worker thread.
+        """Answers to the queries of some jobs; runs in a worker thread.
 
         Args:
             jobs: whom to ask, and queries, of each; those who ask the same are asked together.

@@ -105,6 +105,24 @@ def test_an_error_is_of_its_own_request_alone():
     asyncio.run(main())
 
 
+def test_two_workers_compute_at_the_same_time_and_the_rest_waits_together():
+    async def main():
+        worker = Worker()
+        worker.free.clear()
+        queue = Batcher(worker, 4, 100, 10.0, workers=2)
+        tasks = []
+        for number in range(5):
+            tasks.append(asyncio.create_task(queue.submit("x", [number])))
+            await asyncio.sleep(0.05)
+        assert worker.runs == [[[0]], [[1]]] and queue.waiting == 3
+        worker.free.set()
+        assert await asyncio.gather(*tasks) == [[0], [2], [4], [6], [8]]
+        assert worker.runs[2:] == [[[2], [3], [4]]]
+        queue.close()
+
+    asyncio.run(main())
+
+
 def test_a_worker_that_raises_goes_on():
     async def main():
         calls = []
