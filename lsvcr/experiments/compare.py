@@ -49,8 +49,8 @@ def compare(settings: CompareSettings) -> dict[str, Any]:
     recipes = [recipe(member, dataset, settings) for member in chosen]
     out = Path(settings.out)
     with _alone(out):
-        for name, why in left_out.items():
-            logger.info(f"left out: {name} ({why})")
+        for why in left_out.values():
+            logger.info(f"left out: {why}")
         logger.info(
             f"{len(chosen)} models: {', '.join(member.name for member in chosen)}; logs in {out / 'logs'}"
         )
@@ -84,6 +84,10 @@ def check_settings(settings: CompareSettings) -> None:
     Raises:
         UserError: naming the flag.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            "`lsvcr compare` starts its own processes, one after the other: start it without a launcher"
+        )
     for flag, least in (("seeds", 1), ("trials", 1), ("epochs", 0), ("seed", 0)):
         if getattr(settings, flag) < least:
             raise UserError(f"--{flag} {getattr(settings, flag)} must be {least} or more")
@@ -149,7 +153,8 @@ def _perform(each: Job, label: str, tell: Callable[[str], None], details: str = 
     if each.finished:
         time_taken = "done before"
     else:
-        logger.info(f"{label}: {'going on' if each.run.is_dir() else 'training'}{details and f', {details}'}")
+        doing = "going on" if each.run.is_dir() else "training" if "seed" in each.settings else "fitting"
+        logger.info(f"{label}: {doing}{details and f', {details}'}")
         started = time.monotonic()
         perform(each, tell)
         time_taken = f"in {duration(time.monotonic() - started)}"

@@ -89,6 +89,7 @@ def report_of(
         "metrics": metrics,
         "seeds": [settings.seed + place for place in range(settings.seeds)],
         "trials": settings.trials,
+        "epochs": settings.epochs,
         "reference": reference,
         "statistics": statistics(reference, settings.metric.lower()),
         "rows": [_row(row, figures, validations, answer_ms) for row in rows],

@@ -1,6 +1,7 @@
 """One model of a comparison: what it is, where it lies, and a process of its own that trains it."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ VALIDATION_FILE = "rows_validation.safetensors"
 RUN_DIR = "run"
 _WORKER = "lsvcr.experiments.compare_worker"
 _LONGEST_REASON = 400
+_STAMP = re.compile(r"\d\d:\d\d:\d\d ")
 _GIVE_UP_SECONDS = 20.0
 """What a process that is told to stop may take."""
 
@@ -113,7 +115,7 @@ def perform(job: Job, tell: Callable[[str], None]) -> None:
 
     Args:
         job: the model.
-        tell: gets the last line of its log from time to time.
+        tell: gets the last thing it logged from time to time.
 
     Raises:
         JobFailed: it ended without figures.
@@ -167,7 +169,9 @@ def _wait(process: "subprocess.Popen[bytes]", log: Path, start: int, tell: Calla
             process.wait(PLAIN_SECONDS)
             return
         except subprocess.TimeoutExpired:
-            last = next(reversed(_lines(log, start)), "")
+            # What it logs; tables and the like are for who reads the whole of it.
+            logged = [line for line in _lines(log, start) if _STAMP.match(line)]
+            last = _STAMP.sub("", logged[-1]) if logged else ""
             if last and last != told:
                 tell(last)
             told = last

@@ -183,7 +183,17 @@ def reason(member: Member, dataset: Dataset, settings: CompareSettings) -> str:
         return ""
     if member.starts == "aligned" and not settings.aligned:
         return f"{member.name} needs a stage-one run: give --aligned RUN, or use lsvcr-untuned"
+    if member.fixed.get("disable_text"):
+        return ""
     try:
+        needed = sources(member, settings)
+        files = [needed[name] for name in ("photo_emb_file", "comment_emb_file") if name in needed]
+        if not all(Path(file).is_file() for file in files):
+            return (
+                f"{member.name} needs the untuned LLM's text vectors ({', '.join(files)}): make them with `lsvcr embed "
+                f"--checkpoint none --model_name_or_path LLM --data_path {settings.data}`, name their folder with "
+                "--untuned, or use lsvcr-id"
+            )
         inputs(member, dataset, settings)
     except UserError as lacking:
         return f"{member.name}: {lacking}; or use lsvcr-id"

@@ -1,6 +1,6 @@
 """A comparison as one HTML page that needs nothing beside itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from lsvcr.experiments.compare_text import (
 from lsvcr.experiments.report_bars import Bar, bar_figure
 from lsvcr.experiments.report_html import Html, breakable, details, facts, page, section, table, tag
 
+NO_BREAK = "\u00a0"
 SHOWN_DIGITS = 12
 """Of a hash, where a person compares."""
 
@@ -37,7 +38,7 @@ def comparison_page(report: Mapping[str, Any]) -> str:
         tag("h1", title(report)),
         *warned,
         _head(report),
-        section("Table", table(heads, rows)),
+        section("Table", table(heads, _unbroken(rows))),
         _pictures(report),
         _full(report),
         section("How to read it", *said),
@@ -88,14 +89,19 @@ def _full(report: Mapping[str, Any]) -> Html:
     """Every metric with its interval, its seeds and its test."""
     rows = done(report)
     tables = [
-        table(FULL_HEADS, [[row["name"], *full(row["metrics"][name])] for row in rows], name)
+        table(FULL_HEADS, _unbroken([[row["name"], *full(row["metrics"][name])] for row in rows]), name)
         for name in report["metrics"]
     ]
     main = main_metric(report)
     cold = [[row["name"], *full(row[COLD][main])] for row in rows if row[COLD]]
     if cold:
-        tables.append(table(FULL_HEADS, cold, f"{main}, cold targets"))
+        tables.append(table(FULL_HEADS, _unbroken(cold), f"{main}, cold targets"))
     return section("Every metric", *tables)
+
+
+def _unbroken(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Figures that keep to one line; a narrow window scrolls the table instead."""
+    return [[row[0], *(cell.replace(" ", NO_BREAK) for cell in row[1:])] for row in rows]
 
 
 def _trials(report: Mapping[str, Any]) -> list[Html]:

@@ -10,7 +10,7 @@ from lsvcr.data.store import Dataset
 from lsvcr.experiments.compare_job import COMMENTS, Job
 from lsvcr.experiments.compare_models import LSVCR, Member, inputs, sources, turns
 from lsvcr.schema import STAGE_TWO, Task
-from lsvcr.settings import CompareSettings, FittedSettings, RankSettings
+from lsvcr.settings import BaselineSettings, CompareSettings, FittedSettings, RankSettings
 from lsvcr.utils.arguments import load_search, load_settings, nearest
 from lsvcr.utils.errors import UserError
 
@@ -53,8 +53,8 @@ def recipe(member: Member, dataset: Dataset, settings: CompareSettings) -> Recip
     shared: dict[str, Any] = {} if member.kind == COMMENTS else dict(member.fixed)
     if member.trained:
         shared |= {"metric_for_best_model": settings.metric, "report_to": "none"}
-        if settings.epochs:
-            shared["num_train_epochs"] = settings.epochs
+    if settings.epochs and isinstance(own, (BaselineSettings, RankSettings)):
+        shared["num_train_epochs"] = min(own.num_train_epochs, settings.epochs)
     if member.kind == STAGE_TWO:
         shared["finetune_task"] = settings.task
     wrong = sorted(set(search) & {*shared, "seed", "data_path", "output_dir"})

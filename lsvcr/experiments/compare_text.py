@@ -103,7 +103,7 @@ def p_value(entry: Mapping[str, Any]) -> str:
 def duration_of(row: Mapping[str, Any]) -> str:
     """Training time of a model, mean over seeds."""
     seconds = row["seconds"]
-    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
+    return "<0.1 s" if seconds < 0.1 else f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
 def answer(row: Mapping[str, Any]) -> str:
@@ -130,20 +130,22 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         f"parameters: those that trained. Answers: {ABOUT[0].lower()}{ABOUT[1:]}",
     ]
     said += [f"Failed: {name}: {why}" for name, why in failed(report).items()]
-    said += [f"Left out: {name}: {why}" for name, why in report["left_out"].items()]
+    said += [f"Left out: {why}" for why in report["left_out"].values()]
     return said
 
 
 def budget(report: Mapping[str, Any]) -> str:
     """How settings were chosen."""
+    bound = f" At most {report['epochs']} epochs for each." if report["epochs"] else ""
     if report["trials"] == 1:
-        return "No search: every model has the settings of its file."
+        return "No search: every model has the settings of its file." + bound
     fewer = [row["name"] for row in report["rows"] if 0 < len(row["trials"]) < report["trials"]]
     plain = [row["name"] for row in done(report) if not row["trials"]]
     rates = [row["name"] for row in report["rows"] if row["fallback_search"]]
     text = (
         f"Search: {report['trials']} trials a model by {report['metric']} on validation, with the first seed."
     )
+    text += bound
     text += f" Fewer combinations than that: {', '.join(fewer)}." if fewer else ""
     text += f" Nothing to search: {', '.join(plain)}." if plain else ""
     text += (

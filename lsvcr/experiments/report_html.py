@@ -145,7 +145,7 @@ svg text { fill: var(--soft); font-size: 11px; }
 .s6 { stroke: var(--s6); stroke-dasharray: 12 4; }
 .chance { stroke: var(--soft); stroke-dasharray: 2 4; }
 .dot { stroke-dasharray: none; stroke-width: 1; fill: var(--card); }
-.bar { fill: var(--s6); } .bar.reference { fill: var(--s1); }
+.bar { fill: var(--s6); fill-opacity: .45; } .bar.reference { fill: var(--s1); }
 .whisker { fill: none; stroke: var(--text); stroke-width: 1.4; }
 .point { fill: var(--card); stroke: var(--text); stroke-width: .8; }
 .band { fill: transparent; }

@@ -17,6 +17,7 @@ from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import read_json
 from tests.experiments import browser
 from tests.experiments.compare_runs import (
+    SASREC,
     InProcess,
     asked,
     flags,
@@ -168,7 +169,7 @@ def test_the_page_needs_nothing_and_shows_every_figure(whole, report, tmp_path):
     source = (Path(whole.out) / "compare.html").read_text()
     page = Page(source)
     _, lines = cells(report)
-    told = [cell.text for cell in (*page.all("td"), *page.all("th"))]
+    told = [cell.text.replace("\u00a0", " ") for cell in (*page.all("td"), *page.all("th"))]
     for line in lines:
         for cell in line:
             assert cell in told, cell
@@ -250,7 +251,11 @@ def test_all_takes_what_the_data_serve_and_says_what_not(world):
         ({"models": "lsvcr"}, "lsvcr needs a stage-one run: give --aligned RUN, or use lsvcr-untuned"),
         ({"models": "comment_likes"}, "compare it with --task CommRank"),
         ({"models": "sasrec", "task": "CommRank"}, "here use comment_popularity"),
-        ({"models": "lsvcr-untuned", "untuned": "nowhere"}, "lsvcr embed"),
+        (
+            {"models": "lsvcr-untuned", "untuned": "nowhere"},
+            "(nowhere/photo_full_embs.npy, nowhere/comment_full_embs.npy): make them with `lsvcr embed",
+        ),
+        ({"models": "lsvcr", "aligned": "nowhere"}, "lsvcr: --pretrain_checkpoint nowhere"),
         ({"seeds": 0}, "--seeds 0 must be 1 or more"),
         ({"trials": 0}, "--trials 0 must be 1 or more"),
         ({"metric": "ndgc@10"}, "did you mean ndcg?"),
@@ -283,6 +288,12 @@ def test_two_commands_do_not_share_a_folder(world, worker, tmp_path):
         compare(asked(world, "popularity", out=str(tmp_path)))
 
 
+def test_a_launcher_is_refused(world, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="start it without a launcher"):
+        compare(asked(world, "popularity"))
+
+
 def test_the_list_of_models(capsys):
     assert cli.main(["compare", "--models", "list"]) == 0
     shown = capsys.readouterr().out
@@ -290,7 +301,9 @@ def test_the_list_of_models(capsys):
 
 
 def test_epochs_bound_every_model(world, worker, tmp_path):
-    report = compare(asked(world, "sasrec,lsvcr-id", out=str(tmp_path), epochs=2))
-    assert all(row["settings"]["num_train_epochs"] == 2 for row in report["rows"])
+    three = SASREC.replace("num_train_epochs: 1", "num_train_epochs: 3")
+    (world / "config" / "baselines" / "three.yaml").write_text(three)
+    report = compare(asked(world, "sasrec,sasrec:three", out=str(tmp_path), epochs=2))
+    assert [row["settings"]["num_train_epochs"] for row in report["rows"]] == [1, 2]
     logs = [Path(row["runs"][0]) / "metrics.jsonl" for row in report["rows"]]
-    assert all(len(log.read_text().splitlines()) == 2 for log in logs)
+    assert [len(log.read_text().splitlines()) for log in logs] == [1, 2]

@@ -138,7 +138,9 @@ def test_a_defect_is_told_by_its_last_line_of_this_attempt(tmp_path, monkeypatch
 def test_the_last_line_of_a_log_is_told_while_it_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr("lsvcr.experiments.compare_job.PLAIN_SECONDS", 0.05)
     go = tmp_path / "go"
-    slow = f"import os, time; print('epoch 1', flush=True)\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    said = "07:00:00 epoch 1\\n| a table |"
+    wait = f"while not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    slow = f"import os, time; print('{said}', flush=True)\n{wait}"
     monkeypatch.setattr(sys, "executable", write_program(tmp_path, slow))
     told = []
 
