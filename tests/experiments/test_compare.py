@@ -11,6 +11,7 @@ from lsvcr.data.store import open_dataset
 from lsvcr.experiments import compare as command
 from lsvcr.experiments.compare import compare
 from lsvcr.experiments.compare_models import choose, members
+from lsvcr.experiments.compare_recipe import job, recipe
 from lsvcr.experiments.compare_text import cells
 from lsvcr.settings import CompareSettings
 from lsvcr.utils.errors import UserError
@@ -286,6 +287,28 @@ def test_a_search_may_not_move_what_makes_a_row(world, worker, tmp_path):
 def test_two_commands_do_not_share_a_folder(world, worker, tmp_path):
     with command._alone(tmp_path), pytest.raises(UserError, match="another `lsvcr compare` works in"):
         compare(asked(world, "popularity", out=str(tmp_path)))
+
+
+def test_several_stage_one_runs_take_turns_and_the_contents_make_the_key(world, tmp_path):
+    other = shutil.copytree(world / "aligned", tmp_path / "other")
+    manifest = other / "best" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"settings": {}', '"settings": {"seed": 7}'))
+    moved = shutil.copytree(world / "aligned", tmp_path / "moved")
+
+    def keys(*runs: Path) -> list[str]:
+        settings = asked(world, "lsvcr", aligned=",".join(map(str, runs)))
+        dataset = open_dataset(settings.data)
+        own = recipe(members()["lsvcr"], dataset, settings)
+        jobs = [job(own, {"learning_rate": 0.5}, dataset, settings, place) for place in (0, 1, 2)]
+        assert [each.settings["pretrain_checkpoint"] for each in jobs] == [
+            str(runs[place % len(runs)]) for place in (0, 1, 2)
+        ]
+        assert [each.settings["seed"] for each in jobs] == [2024, 2025, 2026]
+        return [each.key for each in jobs]
+
+    first, turns = keys(world / "aligned"), keys(world / "aligned", other)
+    assert len(set(first)) == 3 and keys(moved) == first
+    assert turns[0] == first[0] and turns[1] != first[1] and turns[2] == first[2]
 
 
 def test_a_launcher_is_refused(world, monkeypatch):

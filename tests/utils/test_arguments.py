@@ -17,7 +17,7 @@ from lsvcr.settings import (
     SimulateSettings,
     option,
 )
-from lsvcr.utils.arguments import load_settings, nearest, parse_settings
+from lsvcr.utils.arguments import load_search, load_settings, nearest, parse_settings
 from lsvcr.utils.errors import UserError
 
 
@@ -156,6 +156,37 @@ def test_a_broken_yaml_is_told_with_file_and_line(tmp_path, text, parts):
 def test_a_missing_yaml_is_told(tmp_path):
     with pytest.raises(UserError, match="absent.yaml cannot be read"):
         parse("--config", str(tmp_path / "absent.yaml"))
+
+
+def test_a_search_section_is_read_apart_and_passed_over_elsewhere(tmp_path):
+    file = tmp_path / "example.yaml"
+    file.write_text("width: 8\nsearch:\n  rate: [1e-3, 1]\n  mode: [epoch, no]\n")
+    assert load_settings(Example, file) == Example(width=8)
+    assert parse_settings(Example, ["--config", str(file)], "x") == Example(width=8)
+    found = load_search(Example, file)
+    assert found == {"rate": [1e-3, 1.0], "mode": ["epoch", "no"]} and isinstance(found["rate"][1], float)
+    file.write_text("width: 8\n")
+    assert load_search(Example, file) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("search:\n  rat: [1]\n", "line 2: unknown key 'rat'; did you mean rate?"),
+        ("search:\n  rate: 1\n", "line 2: rate wants a list of values"),
+        ("search:\n  rate: []\n", "line 2: rate wants a list of values"),
+        ("search:\n  width: [8, wide]\n", "line 2: width wants a whole number, not 'wide'"),
+        ("search:\n  width: [8]\n  width: [9]\n", "line 3: key 'width' appears twice"),
+        ("width: 8\nsearch: 3\n", "line 2: search must hold lines"),
+        ("serch:\n  width: [8]\n", "unknown key 'serch'; did you mean search?"),
+    ],
+)
+def test_a_broken_search_section_is_refused_by_every_command(tmp_path, text, told):
+    file = tmp_path / "example.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_settings(Example, file)
+    assert told in str(error.value)
 
 
 def test_help_tells_every_flag_its_default_and_an_example(capsys):
