@@ -9,7 +9,8 @@ import torch
 from lsvcr.data.store import Dataset
 from lsvcr.evaluation.evaluator import CatalogueScorer
 from lsvcr.evaluation.result import Result, load_rows
-from lsvcr.schema import BEST_DIR, Split, Task
+from lsvcr.schema import Split, Task
+from lsvcr.training.rank_evaluate import checkpoint_folder
 from lsvcr.training.rank_restore import restore
 from lsvcr.training.rank_state import ROWS_FILE
 from lsvcr.utils.errors import UserError
@@ -68,8 +69,7 @@ def collaborative_scores(
     Raises:
         UserError: no checkpoint, or one of another dataset or task.
     """
-    best = Path(folder) / BEST_DIR
-    setup, _ = restore(best if best.is_dir() else Path(folder), dataset)
+    setup, _ = restore(checkpoint_folder(str(folder)), dataset)
     if setup.task is not Task.REC:
         raise UserError(f"{folder} ranks comments; give a run on Rec")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

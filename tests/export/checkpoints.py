@@ -12,7 +12,7 @@ from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.models import checkpoint
 from lsvcr.schema import BEST_DIR, COMMENTS_FILE, USERS_FILE, VIDEOS_FILE, Task
 from lsvcr.settings import ExportSettings
-from lsvcr.training.rank_setup import about, set_up
+from lsvcr.training.rank_setup import set_up
 from tests.training.rank_runs import SMALL, planted_world, write_texts
 
 WIDE = 24
@@ -59,7 +59,7 @@ class Place:
                 if table is not None:
                     table.weight[0] = 0
         progress = {"epoch": 1, "best_epoch": 1}
-        manifest = {**about(setup, 1), "progress": progress}
+        manifest = {**setup.about(1), "progress": progress}
         checkpoint.save(folder / BEST_DIR, setup.model.state_dict(), manifest)
         return folder
 
