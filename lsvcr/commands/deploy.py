@@ -63,7 +63,7 @@ COMMANDS = {
     ),
     "complete": Command(
         "Let a BERT4Rec run fill in videos behind a history, in front of it, or at either end in turn.",
-        'lsvcr complete demo/bert4rec --data demo/data --history "5 17 3" --direction both --n 5',
+        'lsvcr complete demo/bert4rec --data demo/data --history "30008487 30005253 30003335" --direction both --n 5',
         _complete,
         CompleteSettings,
         places=("run",),

@@ -245,6 +245,13 @@ class Planted(BERT4Rec):
         return scores
 
 
+class Stubborn(Planted):
+    """It wants the video of the largest number, whatever it reads."""
+
+    def vectors_at(self, ids: Tensor, places: Tensor) -> Tensor:
+        return torch.arange(10.0)[None]
+
+
 def test_after_and_before_and_in_turn() -> None:
     after = complete(Planted(9), [3, 5], 3, "post")
     assert (after.before, after.history, after.after) == ((), (3, 5), (6, 7, 8))
@@ -260,6 +267,8 @@ def test_no_video_stands_there_twice() -> None:
     """6 is in the history, so 7 comes; at the end of the row the best of what is left; then there is none."""
     assert complete(Planted(9), [6, 5], 2, "post").after == (7, 8)
     assert complete(Planted(9), [5, 6], 2, "both").sequence == (4, 5, 6, 7)
+    assert complete(Stubborn(9), [8], 4, "both").sequence == (5, 7, 8, 9, 6)
+    assert complete(Stubborn(9), [8, 3], 3, "post").after == (9, 7, 6)
     every = complete(Planted(9), [8], 8, "both").sequence
     assert sorted(every) == list(range(1, 10))
     assert complete(Planted(9), [], 2, "post").after == (5, 6)
