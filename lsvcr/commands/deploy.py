@@ -1,10 +1,10 @@
-"""The SR model without the LLM: a bundle, and what answers from it."""
+"""The SR model without the LLM: a bundle, and what answers from it; and what answers from a run."""
 
 import os
 import sys
 
-from lsvcr.commands.command import Command
-from lsvcr.settings import ExportSettings, RecommendSettings, ServeSettings
+from lsvcr.commands.command import Command, print_report
+from lsvcr.settings import CompleteSettings, ExportSettings, RecommendSettings, ServeSettings
 
 
 def _export(settings: ExportSettings) -> None:
@@ -28,6 +28,12 @@ def _serve(settings: ServeSettings) -> None:
     from lsvcr.serving.http.server import serve
 
     serve(settings)
+
+
+def _complete(settings: CompleteSettings) -> None:
+    from lsvcr.experiments.complete import complete_history, print_completion
+
+    print_report(complete_history(settings), settings.json, print_completion)
 
 
 COMMANDS = {
@@ -54,5 +60,13 @@ COMMANDS = {
         ServeSettings,
         places=("bundle",),
         needs=("bundle",),
+    ),
+    "complete": Command(
+        "Let a BERT4Rec run fill in videos behind a history, in front of it, or at either end in turn.",
+        'lsvcr complete demo/bert4rec --data demo/data --history "30008487 30005253 30003335" --direction both --n 5',
+        _complete,
+        CompleteSettings,
+        places=("run",),
+        needs=("run", "data", "history"),
     ),
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lsvcr.data.draws import integers
-from lsvcr.data.spans import ranges
+from lsvcr.data.spans import Spans, ranges
 from lsvcr.data.store import Dataset
 from lsvcr.schema import PAD, Split, Task
 
@@ -80,6 +80,12 @@ class SequenceData:
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    def spans(self, rows: np.ndarray) -> Spans:
+        """All videos of these rows (B,), oldest first: the targets and the one before them; at least two each."""
+        return Spans(
+            self._starts[rows], self._ends[rows] - self._starts[rows], self.dataset.video_events.items
+        )
 
     def terms(self, rows: np.ndarray, keys: tuple[int, int]) -> int:
         """Targets of these rows."""

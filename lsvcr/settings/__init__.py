@@ -8,13 +8,14 @@ from lsvcr.settings.data import DoctorSettings, ExportOfficialSettings, PrepareS
 from lsvcr.settings.deploy import ExportSettings, RecommendSettings, ServeSettings
 from lsvcr.settings.fields import option
 from lsvcr.settings.judge import CompareSettings, EvaluateSettings, ReportSettings, TableSettings
-from lsvcr.settings.others import BaselineSettings, FittedSettings
+from lsvcr.settings.others import BaselineSettings, CompleteSettings, FittedSettings
 from lsvcr.settings.stages import AlignSettings, ConvertSettings, EmbedSettings, RankSettings, SRSettings
 
 __all__ = [
     "AlignSettings",
     "BaselineSettings",
     "CompareSettings",
+    "CompleteSettings",
     "ConvertSettings",
     "DoctorSettings",
     "EmbedSettings",

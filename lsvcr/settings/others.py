@@ -45,3 +45,19 @@ class BaselineSettings(FittedSettings):
     neg_video_num: int = option(0, "sampled negatives; 0 = the whole catalogue")
     resume: bool = option(True, "continue an interrupted run found in output_dir")
     report_to: Literal["tensorboard", "none"] = option("tensorboard", "where curves go")
+
+
+@dataclass
+class CompleteSettings:
+    """Settings of `lsvcr complete`."""
+
+    run: str = option("", "run folder of `lsvcr train bert4rec`, or its best/ or last/")
+    data: str = option("", "prepared dataset that it was trained on")
+    history: str = option(
+        "", 'videos as the raw files name them, oldest first, with blanks or commas between: "5 17 3"'
+    )
+    direction: Literal["post", "pre", "both"] = option(
+        "post", "videos are put behind the history, in front of it, or at either end in turn"
+    )
+    n: int = option(5, "how many")
+    json: bool = option(False, "print one JSON object instead of a table")

@@ -1,0 +1,372 @@
+"""BERT4Rec (Sun et al. 2019, arXiv 1904.06690): a transformer that looks both ways fills in hidden videos.
+
+Trained on sequences of which some videos are replaced by a mask, it recommends by filling a mask that is put behind a
+history, or in front of it, or at both ends in turn (`complete`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsvcr.baselines.registry import Entry
+from lsvcr.data.draws import uniforms
+from lsvcr.data.rank import RankBatch
+from lsvcr.data.rank_sequences import SequenceData
+from lsvcr.data.store import Dataset
+from lsvcr.losses.linear import linear_cross_entropy
+from lsvcr.models.base import TrainedModel
+from lsvcr.nn.attention import LAYER_NORM_EPS, initialise
+from lsvcr.nn.dropout import Dropout
+from lsvcr.nn.transformer import Activation, Block, NormPlace
+from lsvcr.schema import PAD
+from lsvcr.settings import BaselineSettings, option
+from lsvcr.utils.errors import UserError
+
+Direction = Literal["post", "pre", "both"]
+Positions = Literal["end", "start", "none"]
+
+_MASKING = 8
+"""Purpose of a row's random stream."""
+
+_BLOCK = 4096
+"""Rows whose masks are drawn at once where only their number is wanted."""
+
+
+@dataclass
+class Bert4RecSettings(BaselineSettings):
+    """Settings of `lsvcr train bert4rec`."""
+
+    num_train_epochs: int = option(500, "at most this many epochs; patience ends most runs before")
+    hidden: int = option(64, "width d")
+    layers: int = option(2, "transformer blocks")
+    heads: int = option(2, "attention heads")
+    inner: int = option(256, "inner width of the feed-forward layers")
+    dropout: float = option(0.1, "dropout on hidden states")
+    attention_dropout: float = option(0.1, "dropout on attention weights")
+    norm: NormPlace = option("last", "LayerNorm before each sub-layer, or after it")
+    activation: Activation = option("gelu", "of the feed-forward layers")
+    positions: Positions = option(
+        "end", "learned positions counted from the latest video or the oldest, or none"
+    )
+    mask_probability: float = option(0.2, "chance of each video of a sequence to be hidden")
+    last_only: float = option(
+        0.5, "share of sequences of which the latest video alone is hidden, as it is when recommending"
+    )
+    windows: bool = option(
+        False, "train on all of a history longer than max_his, window by window; False: on its latest videos"
+    )
+
+
+@dataclass
+class MaskedBatch:
+    """B sequences, oldest first, padded with 0 on the right; all tensors are int64.
+
+    Attributes:
+        rows: (B,) row numbers.
+        video_ids: (B, L) what is read, N + 1 where a video is hidden.
+        targets: (B, L) the hidden video, 0 where none is.
+    """
+
+    rows: Tensor
+    video_ids: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: torch.device) -> "MaskedBatch":
+        """The same batch on another device."""
+        moved = {
+            field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)
+        }
+        return MaskedBatch(**moved)
+
+
+class MaskedData:
+    """The sequences of `SequenceData` as wholes, with hidden videos.
+
+    Args:
+        dataset: the prepared dataset.
+        length: longest history; a sequence has one video more, as it has when recommending.
+        probability: chance of each video to be hidden; at least one always is.
+        last_only: share of sequences of which the latest video alone is hidden.
+        windows: a longer history becomes several rows; neighbours share a video.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        length: int,
+        *,
+        probability: float = 0.2,
+        last_only: float = 0.5,
+        windows: bool = False,
+    ) -> None:
+        self.sequences = SequenceData(dataset, length, windows=windows)
+        self.mask = dataset.n_videos + 1
+        self.probability, self.last_only = probability, last_only
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def terms(self, rows: np.ndarray, keys: tuple[int, int]) -> int:
+        """Hidden videos of these rows."""
+        parts = (rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK))
+        return sum(int(self.hidden(part, keys).sum()) for part in parts)
+
+    def training(self, rows: np.ndarray, keys: tuple[int, int], negatives: int = 0) -> MaskedBatch:
+        """Batch of rows (B,); what is hidden is a function of keys (seed, epoch) and a row's number."""
+        spans = self.sequences.spans(rows)
+        steps = np.arange(int(spans.counts.max(initial=1)))
+        inside = steps < spans.counts[:, None]
+        ids = np.where(inside, spans.items[np.where(inside, spans.starts[:, None] + steps, 0)], PAD)
+        hidden = self.hidden(rows, keys)
+        arrays = {
+            "rows": rows,
+            "video_ids": np.where(hidden, self.mask, ids),
+            "targets": np.where(hidden, ids, PAD),
+        }
+        return MaskedBatch(
+            **{name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
+        )
+
+    def hidden(self, rows: np.ndarray, keys: tuple[int, int]) -> np.ndarray:
+        """(B, L) bool: which places of these rows (B,) are hidden, L being the longest row's length."""
+        counts = self.sequences.spans(rows).counts
+        steps = np.arange(int(counts.max(initial=1)))
+        # One stream a row, read from its start: neither the batch nor its padding changes a draw.
+        draws = uniforms((*keys, _MASKING), rows, 1 + len(steps))
+        chances = np.where(steps < counts[:, None], draws[:, 1:], 1.0)
+        some = chances < self.probability
+        some[np.arange(len(rows)), chances.argmin(axis=1)] = True
+        latest = steps == counts[:, None] - 1
+        return np.where(draws[:, :1] < self.last_only, latest, some)
+
+
+class BERT4Rec(TrainedModel):
+    """The model, on sequences that are padded on the right.
+
+    Args:
+        n_videos: N, size of the catalogue. The table of videos has a row N + 1 for hidden ones.
+        max_his: longest history; a mask beside it makes a sequence of max_his + 1.
+        hidden, layers, heads, inner, dropout, attention_dropout, norm, activation: of the transformer.
+        positions: what learned positions are counted from.
+    """
+
+    def __init__(
+        self,
+        n_videos: int,
+        max_his: int,
+        *,
+        hidden: int = 64,
+        layers: int = 2,
+        heads: int = 2,
+        inner: int = 256,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        norm: NormPlace = "last",
+        activation: Activation = "gelu",
+        positions: Positions = "end",
+    ) -> None:
+        super().__init__()
+        self.mask, self.max_his = n_videos + 1, max_his
+        self.items = nn.Embedding(n_videos + 2, hidden, padding_idx=PAD)
+        self.positions = None if positions == "none" else nn.Embedding(max_his + 1, hidden)
+        self.from_end = positions == "end"
+        self.input_norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
+        self.dropout = Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(hidden, heads, inner, dropout, attention_dropout, norm, activation) for _ in range(layers)
+        )
+        # Where the norm comes last, the last block has just normalised.
+        self.norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS) if norm == "first" else nn.Identity()
+        # The paper has no norm here; its authors' code, which is BERT's, does.
+        self.output, self.output_norm = nn.Linear(hidden, hidden), nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
+        self.bias = nn.Parameter(torch.zeros(n_videos + 1))
+        self.apply(initialise)
+
+    def training_loss(self, batch: MaskedBatch) -> dict[str, Tensor]:
+        """`loss`, a scalar: the mean over the hidden videos of the batch, of cross-entropy among all videos."""
+        hidden = batch.targets != PAD
+        queries = self._queries(self.states(batch.video_ids)[hidden])  # (P, d + 1)
+        return {"loss": linear_cross_entropy(queries, self.item_vectors(), batch.targets[hidden])}
+
+    def user_vectors(self, batch: RankBatch) -> Tensor:
+        """(B, d + 1) float32: what a mask behind the history (B, L) asks for."""
+        lengths = (batch.video_ids != PAD).sum(dim=1)
+        ids = F.pad(batch.video_ids, (0, 1)).scatter(1, lengths.unsqueeze(1), self.mask)
+        return self.vectors_at(ids, lengths)
+
+    def item_vectors(self) -> Tensor:
+        """(N + 1, d + 1) float32 by index; row 0 is padding. The last column is the bias of the output layer."""
+        return torch.cat([self.items.weight[:-1], self.bias.unsqueeze(1)], dim=1).float()
+
+    def vectors_at(self, ids: Tensor, places: Tensor) -> Tensor:
+        """(B, d + 1) float32: what the masks at `places` (B,) of sequences (B, L) ask for."""
+        states = self.states(ids)
+        return self._queries(states[torch.arange(len(places), device=places.device), places])
+
+    def states(self, ids: Tensor) -> Tensor:
+        """Sequences (B, L), padded with 0 on the right, with a video or mask in each -> (B, L, d)."""
+        visible = ids != PAD
+        x = self.items(ids)
+        if self.positions is not None:
+            x = x + self.positions(self._places(visible))
+        x = self.dropout(self.input_norm(x))
+        for block in self.blocks:
+            x = block(x, visible)
+        finished: Tensor = self.norm(x)
+        return finished
+
+    def _places(self, visible: Tensor) -> Tensor:
+        """Rows of the position table, (B, L) or (L,), for real steps (B, L) bool."""
+        steps = torch.arange(visible.shape[1], device=visible.device)
+        if self.from_end:
+            steps = steps + self.max_his + 1 - visible.sum(dim=1, keepdim=True)
+        # Padding gets the latest place; no real step sees it.
+        return steps.clamp(max=self.max_his)
+
+    def _queries(self, states: Tensor) -> Tensor:
+        """States (P, d) at masks -> (P, d + 1) in single precision, of which the last number meets the bias."""
+        with torch.autocast(device_type=states.device.type, enabled=False):  # scores are single precision
+            x = self.output_norm(F.gelu(self.output(states.float())))
+            return torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A history with what was filled in around it.
+
+    Attributes:
+        before: filled in before it, oldest first: the first one filled in is the last here.
+        history: video indices as given.
+        after: filled in after it, in the order in which it was.
+    """
+
+    before: tuple[int, ...]
+    history: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @property
+    def sequence(self) -> tuple[int, ...]:
+        """All of it, oldest first."""
+        return (*self.before, *self.history, *self.after)
+
+
+def complete(model: BERT4Rec, history: Sequence[int], n: int, direction: Direction = "post") -> Completion:
+    """Fill in n videos around a history, one at a time, each with the earlier ones in sight; none stands there twice.
+
+    Of what is longer than `model.max_his`, the videos next to the mask are read: the window slides with the end that
+    grows.
+
+    Args:
+        model: in any mode, on any device.
+        history: video indices, oldest first; may be empty.
+        n: how many.
+        direction: `post` appends, `pre` prepends, `both` does so in turn, beginning with the latest end.
+
+    Raises:
+        UserError: an index that is no video, or fewer than n videos left.
+    """
+    items = model.item_vectors().detach()
+    taken = torch.zeros(len(items), dtype=torch.bool, device=items.device)
+    taken[PAD] = True
+    if any(not 0 < video < len(items) for video in history):
+        raise UserError(f"a history holds video indices from 1 to {len(items) - 1}, not {list(history)}")
+    taken[list(history)] = True
+    if not 0 <= n <= int((~taken).sum()):
+        raise UserError(f"{n} videos cannot be filled in: {int((~taken).sum())} are not in the history")
+    line, before = list(history), 0
+    was_training = model.training
+    model.eval()
+    try:
+        for step in range(n):
+            at_end = direction == "post" or (direction == "both" and step % 2 == 0)
+            video = _next(model, items, line, at_end, taken)
+            taken[video] = True
+            line.insert(len(line) if at_end else 0, video)
+            before += not at_end
+    finally:
+        model.train(was_training)
+    end = before + len(history)
+    return Completion(tuple(line[:before]), tuple(history), tuple(line[end:]))
+
+
+@torch.no_grad()
+def _next(model: BERT4Rec, items: Tensor, line: list[int], at_end: bool, taken: Tensor) -> int:
+    """The best video that is not taken for one end of `line`."""
+    read = [*line[-model.max_his :], model.mask] if at_end else [model.mask, *line[: model.max_his]]
+    ids = torch.tensor([read], device=items.device)
+    place = torch.tensor([len(read) - 1 if at_end else 0], device=items.device)
+    scores = model.vectors_at(ids, place)[0] @ items.T
+    return int(scores.masked_fill(taken, -torch.inf).argmax())
+
+
+def build(settings: Bert4RecSettings, dataset: Dataset) -> BERT4Rec:
+    """The model of these settings.
+
+    Raises:
+        UserError: settings that are out of range or do not go together.
+    """
+    check(settings)
+    return BERT4Rec(
+        dataset.n_videos,
+        settings.max_his,
+        hidden=settings.hidden,
+        layers=settings.layers,
+        heads=settings.heads,
+        inner=settings.inner,
+        dropout=settings.dropout,
+        attention_dropout=settings.attention_dropout,
+        norm=settings.norm,
+        activation=settings.activation,
+        positions=settings.positions,
+    )
+
+
+def check(settings: Bert4RecSettings) -> None:
+    """Raise a UserError where settings are out of range or do not go together."""
+    for flag in ("hidden", "layers", "heads", "inner"):
+        if getattr(settings, flag) <= 0:
+            raise UserError(f"--{flag} {getattr(settings, flag)} must be above 0")
+    if settings.hidden % settings.heads:
+        raise UserError(f"--hidden {settings.hidden} must be a multiple of --heads {settings.heads}")
+    for flag in ("dropout", "attention_dropout"):
+        if not 0 <= getattr(settings, flag) < 1:
+            raise UserError(f"--{flag} {getattr(settings, flag)} must be at least 0 and below 1")
+    for flag in ("mask_probability", "last_only"):
+        if not 0 <= getattr(settings, flag) <= 1:
+            raise UserError(f"--{flag} {getattr(settings, flag)} must be between 0 and 1")
+    if settings.neg_video_num:
+        raise UserError(
+            f"--neg_video_num {settings.neg_video_num}: bert4rec learns from the whole catalogue; leave it away, or "
+            "use sasrec"
+        )
+
+
+def train_data(settings: Bert4RecSettings, dataset: Dataset) -> MaskedData:
+    """A row a user's sequence, or a window of it."""
+    return MaskedData(
+        dataset,
+        settings.max_his,
+        probability=settings.mask_probability,
+        last_only=settings.last_only,
+        windows=settings.windows,
+    )
+
+
+ENTRIES = (
+    Entry(
+        "bert4rec",
+        "Transformer that looks both ways and fills in masked videos; `lsvcr complete` asks it at either end.",
+        Bert4RecSettings,
+        build,
+        train_data,
+        instead="popularity",
+    ),
+)
