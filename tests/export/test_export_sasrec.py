@@ -1,5 +1,6 @@
 """`lsvcr export` of SASRec: inner products or cosines, whatever its options, or a sentence and no bundle."""
 
+import json
 import math
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 
 from lsvcr import cli
 from lsvcr.baselines.registry import entries
-from lsvcr.baselines.sasrec import SASRec
+from lsvcr.baselines.sasrec import SASRec, SasrecSettings
 from lsvcr.evaluation.metrics import Ranks, compute
 from lsvcr.export import bundle as exporting
 from lsvcr.export.asked import Questions
@@ -25,6 +26,7 @@ from lsvcr.schema import PAD, Split, Task
 from lsvcr.serving.bundle_write import Part
 from lsvcr.serving.errors import BadRequest, BundleError
 from lsvcr.serving.runtime import Recommender
+from lsvcr.training.baseline import run as train
 from lsvcr.training.rank_evaluate import evaluate_checkpoint
 from lsvcr.utils.errors import UserError
 from tests.export.checkpoints import Place
@@ -269,6 +271,16 @@ def test_one_bundle_with_comments_ranked_by_stage_two(tiny: Place, tmp_path: Pat
     assert scores == {"rec": "inner product", "comm_rank": "cosine"}
     with pytest.raises(UserError, match="--max_his 5, .* with --max_phis_len 8"):
         export(tiny.settings(made(tiny), comments, out=str(tmp_path / "other")))
+
+
+def test_a_trained_run_and_its_metrics(tiny: Place, tmp_path: Path, fresh_accelerator) -> None:
+    run = tmp_path / "run"
+    flags = {"hidden": 16, "max_his": 8, "num_train_epochs": 1, "report_to": "none"}
+    train("sasrec", SasrecSettings(data_path=str(tiny.data), output_dir=str(run), **flags))
+    manifest = export(tiny.settings(run, out=str(tmp_path / "bundle")))
+    told = json.loads((run / "metrics.json").read_text())["protocols"]["full"]["metrics"]["ndcg@10"]["value"]
+    assert manifest["parents"]["rec"]["metrics"]["ndcg@10"] == told
+    assert manifest["verified"]["rec"]["metrics"]["ndcg@10"]["bundle"] == pytest.approx(told, abs=1e-6)
 
 
 def test_the_bundle_answers_without_torch(tiny: Place, tmp_path: Path) -> None:
