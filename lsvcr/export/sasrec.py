@@ -16,6 +16,9 @@ from lsvcr.export.graph import Graph, array
 from lsvcr.schema import PAD
 from lsvcr.serving.bundle_write import Part
 
+_INT64 = 7
+"""TensorProto.INT64."""
+
 
 @torch.no_grad()
 def part(model: SASRec) -> Part:
@@ -59,10 +62,6 @@ def encoder_graph(model: SASRec, padding: np.ndarray) -> bytes:
         states = norm(graph, model.norm, states)
     graph.output(graph.unit(states) if model.cosine else states, "user", ["B", width])
     return graph.to_bytes()
-
-
-_INT64 = 7
-"""TensorProto.INT64."""
 
 
 def _positions(graph: Graph, model: SASRec, table: nn.Embedding, steps: str, lengths: str) -> str:

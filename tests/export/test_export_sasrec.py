@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lsvcr import cli
 from lsvcr.baselines.registry import entries
@@ -22,7 +23,8 @@ from lsvcr.export.bundle import export, summary
 from lsvcr.export.models import exporter
 from lsvcr.export.parts import open_sources
 from lsvcr.export.sasrec import part
-from lsvcr.schema import PAD, Split, Task
+from lsvcr.schema import BEST_DIR, PAD, SR_WEIGHTS_FILE, Split, Task
+from lsvcr.serving.bundle import amend_manifest, open_bundle
 from lsvcr.serving.bundle_write import Part
 from lsvcr.serving.errors import BadRequest, BundleError
 from lsvcr.serving.runtime import Recommender
@@ -294,3 +296,37 @@ def test_the_bundle_answers_without_torch(tiny: Place, tmp_path: Path) -> None:
         "assert not {'torch', 'transformers', 'polars', 'onnx'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_what_a_part_ranks_by_is_read_back_and_checked(tiny: Place, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    export(tiny.settings(made(tiny), out=str(out), verify_rows=1))
+    assert open_bundle(out).parts[Task.REC].score == "inner product"
+    about = open_bundle(out).manifest["parts"]["rec"]
+    amend_manifest(out, parts={"rec": {**about, "score": "distance"}})
+    with pytest.raises(BundleError, match="ranks by 'distance'.*export it again"):
+        open_bundle(out)
+    amend_manifest(out, parts={"rec": {key: value for key, value in about.items() if key != "score"}})
+    assert open_bundle(out).parts[Task.REC].score == "cosine", (
+        "bundles from before parts could rank otherwise"
+    )
+
+
+def test_items_beyond_float16_are_refused_and_fit_elsewhere(tiny: Place, tmp_path: Path) -> None:
+    run = tiny.baseline("sasrec", **(SMALL | {"scale_items": False, "layers": 1}))
+    weights = run / BEST_DIR / SR_WEIGHTS_FILE
+    tensors = load_file(weights)
+    tensors["items.weight"] *= 1e6
+    save_file(tensors, weights)
+    with pytest.raises(BundleError, match="beyond float16: use --rows float32 or int8"):
+        export(tiny.settings(run, out=str(tmp_path / "bundle"), rows="float16"))
+    for rows in ("float32", "int8"):
+        found = export(tiny.settings(run, out=str(tmp_path / "bundle"), rows=rows))["verified"]["rec"]
+        assert found["max_difference_but_for_rounded_rows"] < 1e-5
+
+
+def test_a_tower_goes_with_cosines_alone(tiny: Place, tmp_path: Path, monkeypatch) -> None:
+    make = exporting.make_part
+    monkeypatch.setattr(exporting, "make_part", lambda source: replace(make(source), score="inner product"))
+    with pytest.raises(ValueError, match="a part with a tower ranks by cosine"):
+        export(tiny.settings(tiny.run(Task.REC), out=str(tmp_path / "bundle")))
