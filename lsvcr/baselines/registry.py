@@ -41,6 +41,8 @@ class Entry:
         train_data: (settings, dataset) -> rows for the training loop; None for models that are fitted in `build`.
         needs: of the dataset, see `NEEDS`.
         instead: the recommender to name where the dataset lacks that.
+        exporter: the file of lsvcr/export/ that makes a bundle's part of its models (see `lsvcr.export.models`): a
+            name, because that stands above this layer and needs ONNX; empty = they cannot be exported.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Entry:
     train_data: Callable[[Any, Dataset], TrainingRows | None] = no_rows
     needs: frozenset[str] = frozenset()
     instead: str = "sasrec"
+    exporter: str = ""
 
 
 def _has_times(dataset: Dataset) -> bool:

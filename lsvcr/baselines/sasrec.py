@@ -247,5 +247,6 @@ ENTRIES = (
         build,
         train_data,
         instead="popularity",
+        exporter="sasrec",
     ),
 )

@@ -38,7 +38,7 @@ def _complete(settings: CompleteSettings) -> None:
 
 COMMANDS = {
     "export": Command(
-        "Make a bundle of finished stage-two runs that answers requests without torch.",
+        "Make a bundle of finished stage-two or SASRec runs that answers requests without torch.",
         "lsvcr export ckpt/finetune/Rec ckpt/finetune/CommRank --data demo/data --out demo/bundle",
         _export,
         ExportSettings,

@@ -1,1 +1,1 @@
-"""From checkpoints of stage two to a bundle that answers without torch."""
+"""From checkpoints of stage two and of other recommenders to a bundle that answers without torch."""

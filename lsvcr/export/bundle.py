@@ -14,6 +14,7 @@ from lsvcr import __version__
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.export.catalogue import comment_table, user_table, video_table
 from lsvcr.export.encoder import encoder_graph
+from lsvcr.export.models import exporter
 from lsvcr.export.parts import Source, open_sources
 from lsvcr.export.quantise import quantised
 from lsvcr.export.tables import tables, tower_graph
@@ -22,8 +23,11 @@ from lsvcr.export.verify import verify
 from lsvcr.schema import MANIFEST_FILE, Split, Task
 from lsvcr.serving.bundle import amend_manifest, write_bundle
 from lsvcr.serving.bundle_write import BUNDLE_KIND, Part
+from lsvcr.serving.rows import Score
 from lsvcr.serving.runtime import Recommender
 from lsvcr.settings import ExportSettings
+from lsvcr.training.baseline_setup import FittedSetup
+from lsvcr.training.rank_setup import Setup
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_dir, read_json, sha256_file
 from lsvcr.utils.logging import get_logger
@@ -32,6 +36,8 @@ logger = get_logger(__name__)
 
 ENCODER_FILE = "encoder.onnx"
 _RECALL_USERS = 1000
+_OF: dict[Score, str] = {"cosine": "", "inner product": " of the largest possible"}
+"""What a difference of scores is told in."""
 
 
 def export(settings: ExportSettings) -> dict[str, Any]:
@@ -82,7 +88,8 @@ def summary(manifest: Mapping[str, Any], out: str) -> str:
         )
         lines.append(
             f"{Task(name).label}: asked about {found['rows']:,} {found['split']} samples: scores differ by at most "
-            f"{found['max_difference']:.1e}, {found['overlap@10']:.2%} of the first ten are the same; {metrics}"
+            f"{found['max_difference']:.1e}{_OF[manifest['parts'][name]['score']]}, "
+            f"{found['overlap@10']:.2%} of the first ten are the same; {metrics}"
         )
     if manifest["index"]["kind"] != "exact":
         lines.append(
@@ -121,14 +128,14 @@ def _checked(settings: ExportSettings) -> ExportSettings:
 
 def _write(folder: Path, settings: ExportSettings, dataset: Dataset, sources: Mapping[Task, Source]) -> None:
     """Write everything but what the bundle's own answers tell."""
-    first = next(iter(sources.values())).setup
-    max_videos, max_entries = first.settings.max_phis_len, first.settings.max_chis_len
-    texts = next((s.setup.texts for s in sources.values() if s.setup.texts is not None), None)
+    lengths = {name: length for s in sources.values() for name, (_, length) in s.lengths.items()}
+    max_videos, max_entries = lengths["videos"], lengths.get("entries", 0)
+    texts = next((s.texts for s in sources.values() if s.texts is not None), None)
     fitted = None
     if settings.text_encoder:
         if texts is None:
             raise UserError(
-                "--text_encoder: these checkpoints were trained with --disable_text; leave it away"
+                "--text_encoder: these models have no text (--disable_text, or video ids alone); leave it away"
             )
         fitted = fit_text_encoder(dataset, texts)
     about = {
@@ -160,6 +167,9 @@ def _write(folder: Path, settings: ExportSettings, dataset: Dataset, sources: Ma
 def make_part(source: Source) -> Part:
     """Graphs and tables of one checkpoint."""
     setup = source.setup
+    if isinstance(setup, FittedSetup):
+        return exporter(setup.entry, source.folder)(setup.model)
+    assert isinstance(setup, Setup), "the two kinds of checkpoints"
     model, settings = setup.model, setup.settings
     made = tables(model)
     return Part(

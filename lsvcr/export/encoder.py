@@ -17,16 +17,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from lsvcr.export.blocks import HIDDEN
 from lsvcr.export.graph import Graph, array
 from lsvcr.models.rank import RankModel
 from lsvcr.models.sr import SRModel
 from lsvcr.nn.attention import CausalLayer, FeedForward, MultiHeadAttention
 from lsvcr.nn.pooling import AdditivePooling
-from lsvcr.nn.similarity import NORM_EPS
 from lsvcr.schema import Task
-
-HIDDEN = np.float32(-1e30)
-"""Added to the score of a step that may not be seen; finite, because a row of such steps must stay finite."""
 
 
 def encoder_graph(model: RankModel, max_videos: int, max_entries: int) -> bytes:
@@ -56,9 +53,7 @@ def encoder_graph(model: RankModel, max_videos: int, max_entries: int) -> bytes:
     else:
         states = _joined(graph, sr, "comment", comments, videos)
         user = _answer(graph, sr.comm_rank_attention, watched, states, comments)
-    length = graph.op("ReduceL2", user, np.array([1]), keepdims=1)
-    unit = graph.op("Div", user, graph.op("Max", length, np.float32(NORM_EPS)))
-    graph.output(unit, "user", ["B", width])
+    graph.output(graph.unit(user), "user", ["B", width])
     return graph.to_bytes()
 
 

@@ -13,6 +13,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from lsvcr.nn.similarity import NORM_EPS
+
 OPSET = 20
 """The first with Gelu; ONNX Runtime 1.19, the oldest that is supported, knows 21."""
 IR_VERSION = 9
@@ -72,6 +74,11 @@ class Graph:
     def linear(self, value: str, weight: np.ndarray, bias: np.ndarray) -> str:
         """(N, in) times the transpose of `weight` (out, in), plus `bias` (out,)."""
         return self.op("Gemm", value, weight.T, bias)
+
+    def unit(self, value: str) -> str:
+        """(N, d) with every row at length 1, as `lsvcr.nn.similarity.unit` has it."""
+        length = self.op("ReduceL2", value, np.array([1]), keepdims=1)
+        return self.op("Div", value, self.op("Max", length, np.float32(NORM_EPS)))
 
     def to_bytes(self) -> bytes:
         """The finished model, checked against the ONNX standard."""

@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from lsvcr.data.store import Dataset
+from lsvcr.export.models import exporter
 from lsvcr.schema import BEST_DIR, LAST_DIR, METRICS_FILE, SR_WEIGHTS_FILE, Task
+from lsvcr.training.baseline_setup import FittedSetup
+from lsvcr.training.rank_contract import Evaluated
 from lsvcr.training.rank_evaluate import checkpoint_folder
-from lsvcr.training.rank_setup import Setup, restore
+from lsvcr.training.rank_restore import restore
+from lsvcr.training.rank_setup import Setup
+from lsvcr.training.rank_texts import TextTables
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import read_json, sha256_file
 
 
 @dataclass(frozen=True)
 class Source:
-    """A stage-two checkpoint.
+    """A checkpoint of stage two, or of a recommender of `lsvcr train` that can be exported.
 
     Attributes:
         folder: with its weights.
@@ -24,8 +29,26 @@ class Source:
     """
 
     folder: Path
-    setup: Setup
+    setup: Evaluated
     manifest: dict[str, Any]
+
+    @property
+    def texts(self) -> TextTables | None:
+        """The text vectors of a model of stage two; None where the model has none."""
+        return self.setup.texts if isinstance(self.setup, Setup) else None
+
+    @property
+    def lengths(self) -> dict[str, tuple[str, int]]:
+        """What the parts of a bundle share: the flag that sets it, and its value.
+
+        `videos` and `entries` are the longest histories; without `entries` comments are not read.
+        """
+        if isinstance(self.setup, FittedSetup):
+            model: Any = self.setup.model
+            width = model.item_vectors().shape[1]
+            return {"width": ("hidden", width), "videos": ("max_his", self.setup.settings.max_his)}
+        flags = {"width": "hidden", "videos": "max_phis_len", "entries": "max_chis_len"}
+        return {name: (flag, getattr(self.setup.settings, flag)) for name, flag in flags.items()}
 
     def about(self) -> dict[str, Any]:
         """Where the part comes from, for the bundle's manifest: names and hashes, no path."""
@@ -33,6 +56,7 @@ class Source:
         digest = sha256_file(self.folder / SR_WEIGHTS_FILE)
         return {
             "run": run.name,
+            "model": self.manifest.get("model", "lsvcr"),
             "sha256": digest,
             "epoch": self.manifest.get("progress", {}).get("epoch"),
             "seed": self.manifest["seed"],
@@ -44,7 +68,7 @@ def open_sources(checkpoints: Sequence[str], dataset: Dataset) -> dict[Task, Sou
     """The checkpoints by task.
 
     Args:
-        checkpoints: one or two run folders of stage two, or their best/ or last/.
+        checkpoints: one or two run folders of stage two or `lsvcr train`, or their best/ or last/.
         dataset: the one they were trained on.
 
     Raises:
@@ -54,6 +78,8 @@ def open_sources(checkpoints: Sequence[str], dataset: Dataset) -> dict[Task, Sou
     for given in checkpoints:
         folder = checkpoint_folder(given)
         setup, manifest = restore(folder, dataset)
+        if isinstance(setup, FittedSetup):
+            exporter(setup.entry, folder)
         setup.model.eval()
         if setup.task in found:
             raise UserError(
@@ -69,14 +95,14 @@ def open_sources(checkpoints: Sequence[str], dataset: Dataset) -> dict[Task, Sou
 def _check_together(first: Source, second: Source) -> None:
     """Raise a UserError where two checkpoints differ in what the parts of a bundle share."""
     remedy = "export a bundle of each, or train one of them again"
-    for flag in ("hidden", "max_phis_len", "max_chis_len"):
-        values = [getattr(source.setup.settings, flag) for source in (first, second)]
-        if values[0] != values[1]:
+    for name in first.lengths.keys() & second.lengths.keys():
+        (flag, value), (other_flag, other_value) = first.lengths[name], second.lengths[name]
+        if value != other_value:
             raise UserError(
-                f"{first.folder} was trained with --{flag} {values[0]}, {second.folder} with {values[1]}, which the "
-                f"parts of a bundle share: {remedy}"
+                f"{first.folder} was trained with --{flag} {value}, {second.folder} with --{other_flag} {other_value}, "
+                f"which the parts of a bundle share: {remedy}"
             )
-    texts = [source.setup.texts for source in (first, second)]
+    texts = [source.texts for source in (first, second)]
     if texts[0] is None or texts[1] is None:
         return
     for name, entry in texts[0].about.items():

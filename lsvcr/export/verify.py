@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsvcr.data.rank import RankData
+from lsvcr.data.rank import RankBatch, RankData
 from lsvcr.data.spans import Spans
 from lsvcr.evaluation.metrics import Ranks, compute
 from lsvcr.export.asked import Questions
 from lsvcr.export.parts import Source
-from lsvcr.models.rank import RankModel
+from lsvcr.models.base import Recommender as Model
 from lsvcr.schema import Split, Task
 from lsvcr.serving.bundle_write import RowKind, stored_rows
 from lsvcr.serving.runtime import Recommender
@@ -27,7 +27,11 @@ from lsvcr.utils.logging import progress
 K = 10
 METRICS = ("ndcg@10", "recall@10")
 EXACT = 1e-4
-"""A score differs by less from that of the checkpoint, its item vectors rounded as the bundle stores them."""
+"""A score differs by less from that of the checkpoint, its item vectors rounded as the bundle stores them.
+
+Scores here are cosines; inner products are compared as parts of the largest that the user's vector could have with any
+as long as the longest item's, which is what rounding goes by.
+"""
 EIGHT_BITS = 0.25
 """The same for an encoder of 8 bits, whose loss is measured besides: more than this is no rounding (docs/method.md)."""
 TIE = 1e-6
@@ -154,7 +158,9 @@ def verify(
         chosen = np.arange(len(data))
         if 0 < rows < len(data):
             chosen = np.unique(np.linspace(0, len(data) - 1, rows).round().astype(np.int64))
-        compared = compare(recommender, source.setup.model, data, chosen, kind)
+        # A setup has it as a plain module; that it is such a model is what `lsvcr.export.models` asks for.
+        model: Any = source.setup.model
+        compared = compare(recommender, model, data, chosen, kind)
         if not compared.difference <= allowed or (same_lists and compared.other_lists):
             raise UserError(
                 f"the bundle does not answer as {source.folder} does, so it was not written: of {compared.rows} "
@@ -183,7 +189,7 @@ def _samples(source: Source) -> RankData:
 
 @torch.no_grad()
 def compare(
-    recommender: Recommender, model: RankModel, data: RankData, rows: np.ndarray, kind: RowKind
+    recommender: Recommender, model: Model[RankBatch], data: RankData, rows: np.ndarray, kind: RowKind
 ) -> Comparison:
     """Bundle and model side by side on the samples `rows`; `kind` is how the bundle stores item vectors."""
     questions, result = Questions(data), Comparison()
@@ -194,7 +200,16 @@ def compare(
         part = rows[start : start + step]
         users = model.user_vectors(data.evaluation(part))
         ask = _compare_videos if data.task is Task.REC else _compare_comments
-        ask(recommender, questions, data, part, users, (stored, items), result)
+        ask(
+            recommender,
+            questions,
+            data,
+            part,
+            users,
+            (stored, items),
+            _sizes(recommender, data.task, users, items),
+            result,
+        )
     return result
 
 
@@ -205,14 +220,15 @@ def _compare_videos(
     rows: np.ndarray,
     users: Tensor,
     items: tuple[Tensor, Tensor],
+    sizes: Tensor,
     result: Comparison,
 ) -> None:
     answers = recommender.recommend_many(questions.videos(rows, K))
-    rounded, true = ((users @ one[1:].T).numpy() for one in items)  # column 0 is video 1
+    rounded, true = ((users / sizes[:, None] @ one[1:].T).numpy() for one in items)  # column 0 is video 1
     for place, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         found = [questions.video_index.get(item.id, 0) - 1 for item in answer.items]
         target = data.samples.video[row : row + 1].astype(np.int64) - 1
-        own = np.array([item.score for item in answer.items], dtype=np.float32)
+        own = np.array([item.score for item in answer.items], dtype=np.float32) / float(sizes[place])
         result.add(int(row), np.array(found, dtype=np.int64), own, rounded[place], true[place], target)
 
 
@@ -223,6 +239,7 @@ def _compare_comments(
     rows: np.ndarray,
     users: Tensor,
     items: tuple[Tensor, Tensor],
+    sizes: Tensor,
     result: Comparison,
 ) -> None:
     listed, positives = data.video_comments(rows), data.positives(rows)
@@ -231,11 +248,19 @@ def _compare_comments(
         comments = _row(listed, place)
         by_id = {raw: at for at, raw in enumerate(questions.comment_ids(comments))}
         by_index = {index: at for at, index in enumerate(comments.tolist())}
-        rounded, true = ((one[torch.from_numpy(comments)] @ users[place]).numpy() for one in items)
+        user = users[place] / sizes[place]
+        rounded, true = ((one[torch.from_numpy(comments)] @ user).numpy() for one in items)
         found = np.array([by_id.get(item.id, -1) for item in answer.items], dtype=np.int64)
-        own = np.array([item.score for item in answer.items], dtype=np.float32)
+        own = np.array([item.score for item in answer.items], dtype=np.float32) / float(sizes[place])
         right = np.array([by_index.get(i, -1) for i in _row(positives, place).tolist()], dtype=np.int64)
         result.add(int(row), found, own, rounded, true, right)
+
+
+def _sizes(recommender: Recommender, task: Task, users: Tensor, items: Tensor) -> Tensor:
+    """(B,) what the scores of each user are divided by: see `EXACT`."""
+    if recommender.bundle.parts[task].score == "cosine":
+        return torch.ones(len(users))
+    return (users.norm(dim=1) * items.norm(dim=1).max()).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _rounded(items: Tensor, kind: RowKind) -> Tensor:

@@ -40,7 +40,7 @@ class ServedPart:
             return cls(files.task, encoder, None)
         if files.graph is not None:
             return cls(files.task, encoder, HnswIndex(files.items, files.graph, threads))
-        return cls(files.task, encoder, open_index(files.items, threads))
+        return cls(files.task, encoder, open_index(files.items, files.score, threads))
 
     def users(
         self,
@@ -49,7 +49,7 @@ class ServedPart:
         limits: tuple[int, int],
         watched: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Unit vectors (B, d) float32; `limits` are the steps of each history that count, `watched` is (B, d)."""
+        """User vectors (B, d) float32; `limits` are the steps of each history that count, `watched` is (B, d)."""
         return self.encoder.users(steps(snapshot, self.task, histories, *limits), watched)
 
 

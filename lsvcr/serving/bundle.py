@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from lsvcr.serving.bundle_write import (
 )
 from lsvcr.serving.errors import BundleError
 from lsvcr.serving.ids import IdMap
-from lsvcr.serving.rows import StoredRows
+from lsvcr.serving.rows import Score, StoredRows
 from lsvcr.serving.texts import TextTable
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import load_npy, read_json, sha256_file
@@ -58,7 +58,8 @@ class PartFiles:
     """What one task needs: tables in memory-mapped arrays, graphs as paths.
 
     Attributes:
-        items: unit vectors of what is ranked: videos (Rec) or comments (CommRank).
+        score: what the part ranks by.
+        items: vectors of what is ranked, videos (Rec) or comments (CommRank); of unit length for cosines.
         entries: (n_videos + 1, d) float32, a video as a step of a history.
         shown: (n_comments + 1, d) float32, what a comment adds to its step; None: the model ignores comments.
         watched: (n_videos + 1, d) float32, the watched video as a question; CommRank only.
@@ -67,6 +68,7 @@ class PartFiles:
     """
 
     task: Task
+    score: Score
     encoder: Path
     items: StoredRows
     entries: np.ndarray
@@ -155,7 +157,10 @@ def _opened(root: Path, manifest: dict[str, Any]) -> Bundle:
         comment_video=_array(root / "comments/video.npy", (comments,)),
         likes=_array(root / "comments/likes.npy", (comments,)),
         users=_users(root / "users") if counts["users"] else None,
-        parts={Task(name): _part(root, Task(name), hidden, videos, comments) for name in manifest["parts"]},
+        parts={
+            Task(name): _part(root, Task(name), _score(about), hidden, videos, comments)
+            for name, about in manifest["parts"].items()
+        },
     )
     lengths = [len(bundle.videos), len(bundle.titles), len(bundle.lists.offsets) - 1]
     if lengths != [videos] * 3 or [len(bundle.comments), len(bundle.texts)] != [comments] * 2:
@@ -163,12 +168,20 @@ def _opened(root: Path, manifest: dict[str, Any]) -> Bundle:
     return bundle
 
 
-def _part(root: Path, task: Task, hidden: int, videos: int, comments: int) -> PartFiles:
+def _score(about: Mapping[str, Any]) -> Score:
+    score: Score = about.get("score", "cosine")
+    if score not in get_args(Score):
+        raise ValueError(f"a part that ranks by {score!r}")
+    return score
+
+
+def _part(root: Path, task: Task, score: Score, hidden: int, videos: int, comments: int) -> PartFiles:
     folder = root / task.value
     ranked = videos if task is Task.REC else comments
     scale = folder / "items.scale.npy"
     return PartFiles(
         task=task,
+        score=score,
         encoder=folder / "encoder.onnx",
         items=StoredRows(
             _array(folder / "items.npy", (ranked, hidden)),

@@ -12,7 +12,7 @@ from lsvcr.schema import MANIFEST_FILE, Task
 from lsvcr.serving.errors import BundleError
 from lsvcr.serving.hnsw import measured_recall, write_hnsw
 from lsvcr.serving.ids import id_arrays
-from lsvcr.serving.rows import RowKind, stored_rows
+from lsvcr.serving.rows import RowKind, Score, stored_rows
 from lsvcr.serving.texts import pack_texts
 from lsvcr.serving.types import RawId
 from lsvcr.utils.io import atomic_dir, read_json, sha256_file, sha256_text, write_json
@@ -99,15 +99,19 @@ class Part:
 
     Attributes:
         encoder: ONNX graph, float32, dynamic B, V, C >= 1. Inputs `video` (B, V, d), `video_mask` (B, V) bool,
-            `comment` (B, C, d), `comment_mask` (B, C) bool, for CommRank also `watched` (B, d); output `user` (B, d) of
-            unit length. Masked steps hold zeros and must not matter; an empty history has no True in its mask.
-        items: float32 unit vectors of what is ranked, (N + 1, d) for Rec, (M + 1, d) for CommRank.
+            `comment` (B, C, d), `comment_mask` (B, C) bool, for CommRank also `watched` (B, d); output `user` (B, d),
+            of unit length where the score is the cosine. Masked steps hold zeros and must not matter; an empty history
+            has no True in its mask.
+        items: float32 vectors of what is ranked, (N + 1, d) for Rec, (M + 1, d) for CommRank; of unit length where the
+            score is the cosine.
         entries: (N + 1, d) float32: merge.weight[:, :d] @ T + merge.bias + E.
         shown: (M + 1, d) float32: merge.weight[:, d:] @ C, row 0 zeros; None = a model that ignores comments, whose
             comment history is then always empty.
         watched: (N + 1, d) float32, T + E; for CommRank only.
         tower: ONNX graph for texts that come later. Input `text` (n, w); outputs `projected` (T or C), `entry`
             (as `entries` with E = 0) and `shown`, each (n, d); None = a model without text.
+        score: what `items` and `user` are ranked by; inner products with vectors of any length go with neither a tower
+            (what comes later has no length of its own) nor an approximate index.
         about: JSON values for the manifest's entry of this part.
     """
 
@@ -117,6 +121,7 @@ class Part:
     shown: np.ndarray | None = None
     watched: np.ndarray | None = None
     tower: bytes | None = None
+    score: Score = "cosine"
     about: Mapping[str, Any] | None = None
 
 
@@ -154,7 +159,8 @@ def write_bundle(
         `path`.
 
     Raises:
-        BundleError: a vector is not finite, or faiss is needed and not installed.
+        BundleError: a vector is not finite or too long for float16, an approximate index is asked for where scores
+            are inner products, or faiss is needed and not installed.
         ValueError: arrays whose shapes do not belong together.
         UserError: the folder cannot be written.
     """
@@ -164,6 +170,7 @@ def write_bundle(
     n_videos, n_comments = len(videos.ids), len(comments.ids)
     for task, part in parts.items():
         contents |= _part_files(task, part, n_videos, n_comments, rows)
+    _check_index(parts, ann_from)
     with atomic_dir(path) as folder:
         for name, content in contents.items():
             _write(folder / name, content)
@@ -176,7 +183,9 @@ def write_bundle(
             "max_videos": max_videos,
             "max_entries": max_entries,
             "counts": {"videos": n_videos, "comments": n_comments, "users": len(users.ids) if users else 0},
-            "parts": {task.value: dict(part.about or {}) for task, part in parts.items()},
+            "parts": {
+                task.value: {"score": part.score, **(part.about or {})} for task, part in parts.items()
+            },
             "rows": rows,
             "index": _index(folder, parts, rows, ann_from, sample_users),
             "text_encoder": None,
@@ -201,12 +210,27 @@ def bundle_id(files: Mapping[str, Mapping[str, Any]]) -> str:
     return sha256_text("\n".join(f"{name} {files[name]['sha256']}" for name in sorted(files)))[:16]
 
 
+def _is_approximate(part: Part | None, ann_from: int) -> bool:
+    return part is not None and 0 < ann_from < len(part.items) - 1
+
+
+def _check_index(parts: Mapping[Task, Part], ann_from: int) -> None:
+    """Raise a BundleError where a graph of near vectors would be asked for the largest products."""
+    part = parts.get(Task.REC)
+    if part is not None and part.score != "cosine" and _is_approximate(part, ann_from):
+        raise BundleError(
+            f"an approximate index (--ann_from {ann_from}) links vectors that are near each other, and this model "
+            "ranks by inner products, where long vectors win: export with --ann_from 0, which looks at all videos, or "
+            "train the model with --score cosine"
+        )
+
+
 def _index(
     folder: Path, parts: Mapping[Task, Part], rows: RowKind, ann_from: int, users: np.ndarray | None
 ) -> dict[str, Any]:
     """Write the approximate index where there is to be one; the manifest's entry."""
     part = parts.get(Task.REC)
-    if part is None or not ann_from or len(part.items) - 1 <= ann_from:
+    if part is None or not _is_approximate(part, ann_from):
         return {"kind": "exact"}
     path = folder / Task.REC.value / "hnsw.faiss"
     write_hnsw(path, part.items, rows)
@@ -263,6 +287,8 @@ def _part_files(task: Task, part: Part, n_videos: int, n_comments: int, rows: Ro
     ranked = n_videos if task is Task.REC else n_comments
     if (part.watched is not None) != (task is Task.COMM_RANK):
         raise ValueError("the part comm_rank has `watched` vectors, rec has none")
+    if part.tower is not None and part.score != "cosine":
+        raise ValueError("a part with a tower ranks by cosine: what the tower makes is scaled to length 1")
     tables = {
         "items": (part.items, ranked),
         "entries": (part.entries, n_videos),
@@ -273,7 +299,12 @@ def _part_files(task: Task, part: Part, n_videos: int, n_comments: int, rows: Ro
     for name, (array, count) in tables.items():
         if array is not None:
             found[f"{name}.npy"] = _checked_rows(f"{task.value}/{name}.npy", array, (count + 1, width))
-    values, scale = stored_rows(part.items, rows)
+    with np.errstate(over="ignore"):
+        values, scale = stored_rows(part.items, rows)
+    if not np.isfinite(values).all():
+        raise BundleError(
+            f"{task.value}/items.npy would hold numbers beyond float16: use --rows float32 or int8"
+        )
     found["items.npy"] = values
     if scale is not None:
         found["items.scale.npy"] = scale

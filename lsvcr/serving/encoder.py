@@ -47,7 +47,7 @@ class Encoder:
         self._session = open_graph(path, inputs, ("user",), threads)
 
     def users(self, steps: Steps, watched: np.ndarray | None = None) -> np.ndarray:
-        """Unit vectors of B users, (B, d) float32; `watched` (B, d) float32 for CommRank."""
+        """Vectors of B users, (B, d) float32; `watched` (B, d) float32 for CommRank."""
         feed = dict(zip(STEP_INPUTS, steps, strict=True))
         if watched is not None:
             feed[WATCHED_INPUT] = watched

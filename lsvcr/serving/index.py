@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from lsvcr.schema import PAD
-from lsvcr.serving.rows import StoredRows, stored_rows
+from lsvcr.serving.rows import Score, StoredRows, stored_rows
 from lsvcr.serving.topk import at_least, best, dots, reached_by
 from lsvcr.serving.whole_numbers import WholeNumberProduct
 
@@ -27,7 +27,7 @@ _ZERO = 64
 _PRODUCT = 1 << 18
 """Rows of one product: what it gives stays in the processor's cache."""
 ROUNDING = 1e-5
-"""More than float32 rounds off in a score."""
+"""More than float32 rounds off in a score of unit vectors; of others, times their lengths."""
 
 Found = tuple[np.ndarray, np.ndarray]
 """Rows (m,) int64, best first, equal scores in ascending row, and their scores (m,) float32."""
@@ -44,7 +44,7 @@ class Index(Protocol):
         """The best rows of each user.
 
         Args:
-            users: (B, d) float32 unit vectors.
+            users: (B, d) float32 vectors, of unit length for cosines.
             ks: how many for each, at least 1.
             without: rows (any number, int64) that each must not get; rows past the end are ignored.
 
@@ -54,16 +54,23 @@ class Index(Protocol):
         ...
 
 
-def open_index(rows: StoredRows, threads: int = 1) -> Index:
+def open_index(rows: StoredRows, score: Score = "cosine", threads: int = 1) -> Index:
     """The index that fits how the rows are stored; `threads` of one product of whole numbers."""
-    return ExactIndex(rows) if rows.values.dtype == np.float32 else SketchIndex(rows, threads)
+    if rows.values.dtype != np.float32:
+        return SketchIndex(rows, threads)
+    return ExactIndex(rows, 1.0 if score == "cosine" else longest(rows))
 
 
 class ExactIndex:
-    """One product with all float32 rows (n + 1, d); row 0 is padding."""
+    """One product with all float32 rows (n + 1, d); row 0 is padding.
 
-    def __init__(self, rows: StoredRows) -> None:
-        self._rows = rows
+    Args:
+        rows: stored rows.
+        longest: length of the longest of them.
+    """
+
+    def __init__(self, rows: StoredRows, longest: float = 1.0) -> None:
+        self._rows, self._longest = rows, longest
 
     def __len__(self) -> int:
         return len(self._rows.values)
@@ -71,12 +78,13 @@ class ExactIndex:
     def search(self, users: np.ndarray, ks: Sequence[int], without: Sequence[np.ndarray]) -> list[Found]:
         """See `Index`."""
         found: list[Found] = []
+        slack = ROUNDING * self._longest * np.linalg.norm(users, axis=1)
         step = max(1, _SCORES // len(self))
         for start in range(0, len(users), step):
             scores = self._scores(users[start : start + step])
             for place, own in enumerate(scores, start=start):
                 leave_out(own, without[place])
-                bound = reached_by(own, ks[place]) - 2 * ROUNDING
+                bound = reached_by(own, ks[place]) - 2 * float(slack[place])
                 found.append(best_reaching(self._rows, users[place], own, bound, ks[place]))
         return found
 
@@ -104,13 +112,8 @@ class SketchIndex:
         sketch = rows if rows.scale is not None else _sketch(rows.values)
         assert sketch.scale is not None
         values, self._scale = sketch.values, sketch.scale
-        self._longest = self._residual = 0.0
-        for start in range(0, len(self), _ROWS):
-            part = np.arange(start, min(start + _ROWS, len(self)))
-            exact = rows.take(part)
-            self._longest = max(self._longest, _longest(exact))
-            if sketch is not rows:
-                self._residual = max(self._residual, _longest(exact - sketch.take(part)))
+        self._longest = longest(rows)
+        self._residual = 0.0 if sketch is rows else longest(rows, sketch)
         self._products = [
             WholeNumberProduct(values[start : start + _PRODUCT], _ZERO, threads)
             for start in range(0, len(self), _PRODUCT)
@@ -146,8 +149,9 @@ class SketchIndex:
 
     def _slack(self, users: np.ndarray, rounded: np.ndarray) -> np.ndarray:
         """The most by which a score and its sketch differ, (B,)."""
-        slack: np.ndarray = self._longest * np.linalg.norm(users - rounded, axis=1)
-        return slack + self._residual * np.linalg.norm(rounded, axis=1) + ROUNDING
+        off = np.linalg.norm(users - rounded, axis=1) + ROUNDING * np.linalg.norm(users, axis=1)
+        slack: np.ndarray = self._longest * off
+        return slack + self._residual * np.linalg.norm(rounded, axis=1)
 
 
 def best_of(rows: StoredRows, user: np.ndarray, likely: np.ndarray, k: int) -> Found:
@@ -172,9 +176,14 @@ def best_reaching(rows: StoredRows, user: np.ndarray, estimates: np.ndarray, bou
     return best_of(rows, user, likely[estimates[likely] > -np.inf], k)
 
 
-def _longest(vectors: np.ndarray) -> float:
-    """Length of the longest of (n, d)."""
-    return float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors).max()))
+def longest(rows: StoredRows, other: StoredRows | None = None) -> float:
+    """Length of the longest row, or of the longest difference between rows and others."""
+    found = 0.0
+    for start in range(0, len(rows.values), _ROWS):
+        part = np.arange(start, min(start + _ROWS, len(rows.values)))
+        vectors = rows.take(part) if other is None else rows.take(part) - other.take(part)
+        found = max(found, float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors).max())))
+    return found
 
 
 def _sketch(values: np.ndarray) -> StoredRows:

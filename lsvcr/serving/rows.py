@@ -7,9 +7,12 @@ import numpy as np
 RowKind = Literal["float32", "float16", "int8"]
 """How item vectors are stored."""
 
+Score = Literal["cosine", "inner product"]
+"""What a part ranks by: of vectors of length 1, or of any vectors."""
+
 
 class StoredRows(NamedTuple):
-    """Unit vectors as they are stored; row 0 is padding."""
+    """Item vectors as they are stored; row 0 is padding."""
 
     values: np.ndarray
     """(n + 1, d) float32, float16 or int8."""

@@ -112,7 +112,7 @@ class AddedRows(NamedTuple):
     """Vectors of the added rows for one part, float32, as those in `bundle.PartFiles` go on."""
 
     items: np.ndarray
-    """(added videos or comments, d), unit length."""
+    """(added videos or comments, d), of unit length where scores are cosines."""
     entries: np.ndarray
     """(added videos, d)."""
     shown: np.ndarray
@@ -205,7 +205,7 @@ class Snapshot:
         return _joined(base, self.added[Task.COMM_RANK].watched, videos)
 
     def items(self, task: Task, rows: np.ndarray) -> np.ndarray:
-        """Unit vectors of what the part ranks, (n, d) float32."""
+        """Vectors of what the part ranks, (n, d) float32."""
         base = self._part(task).items
         stored = len(base.values)
         if not len(rows) or rows.max() < stored:

@@ -61,7 +61,7 @@ class Item:
 
     Attributes:
         id: its raw id.
-        score: cosine with the user, -1 to 1.
+        score: cosine with the user, -1 to 1, or inner product, as the manifest has it for the part.
         title: the video's title, or the comment's text.
     """
 

@@ -8,10 +8,12 @@ import numpy as np
 import polars as pl
 import torch
 
+from lsvcr.baselines.registry import find
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.models import checkpoint
 from lsvcr.schema import BEST_DIR, COMMENTS_FILE, USERS_FILE, VIDEOS_FILE, Task
 from lsvcr.settings import ExportSettings
+from lsvcr.training import baseline_setup
 from lsvcr.training.rank_setup import set_up
 from tests.training.rank_runs import SMALL, planted_world, write_texts
 
@@ -62,6 +64,19 @@ class Place:
         manifest = {**setup.about(1), "progress": progress}
         checkpoint.save(folder / BEST_DIR, setup.model.state_dict(), manifest)
         return folder
+
+    def baseline(self, name: str, folder: str = "", **changes: Any) -> Path:
+        """A finished run folder of `lsvcr train`, its weights random, if it has any, and of size 1."""
+        path = self.root / (folder or f"{name}-{len(list(self.root.iterdir()))}")
+        given = find(name).settings(data_path=str(self.data), output_dir=str(path), **changes)
+        setup = baseline_setup.set_up(name, given)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in setup.model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        manifest = {**setup.about(1), "progress": {"epoch": 1, "best_epoch": 1}}
+        checkpoint.save(path / BEST_DIR, setup.model.state_dict(), manifest)
+        return path
 
     def wide_texts(self) -> dict[str, str]:
         """Settings that name text vectors of width `WIDE`."""

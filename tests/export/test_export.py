@@ -304,8 +304,8 @@ def test_checkpoints_that_do_not_go_together(tiny: Place, named: Place, tmp_path
     rec = tiny.run(Task.REC)
     cases = {
         "are both checkpoints for Rec": (rec, tiny.run(Task.REC), {}),
-        "--hidden 16.*--hidden|--hidden 16, .* with 32": (rec, tiny.run(Task.COMM_RANK, hidden=32), {}),
-        "--max_phis_len 8, .* with 4": (rec, tiny.run(Task.COMM_RANK, max_phis_len=4), {}),
+        "--hidden 16, .* with --hidden 32": (rec, tiny.run(Task.COMM_RANK, hidden=32), {}),
+        "--max_phis_len 8, .* with --max_phis_len 4": (rec, tiny.run(Task.COMM_RANK, max_phis_len=4), {}),
         "text vectors in": (rec, tiny.run(Task.COMM_RANK, **tiny.wide_texts()), {}),
         "another dataset": (named.run(Task.REC), Path(), {}),
         "no stage-two checkpoint": (tmp_path, Path(), {}),

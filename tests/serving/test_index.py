@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lsvcr.serving import index as index_module
 from lsvcr.serving.index import ExactIndex, SketchIndex, open_index
 from lsvcr.serving.rows import StoredRows, stored_rows
-from lsvcr.serving.topk import best, reached_by
+from lsvcr.serving.topk import best, dots, reached_by
 from lsvcr.serving.whole_numbers import WholeNumberProduct, _product_graph
 from tests.serving.bundles import unit
 
@@ -66,6 +66,29 @@ def test_finds_the_best_without_what_is_left_out(seed, n, d, kind, k, share, dis
     found = open_index(rows).search(users, [k, 1, k], without)
     for user, own, some, count in zip(users, found, without, [k, 1, k], strict=True):
         assert_best(own, brute(rows, user, set(some.tolist())), count)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 3000),
+    size=st.sampled_from([1e-3, 30.0, 3e4]),
+    kind=st.sampled_from(["float32", "int8"]),
+    k=st.sampled_from([1, 10, 100]),
+    spread=st.sampled_from([0.0, 1e-6, 1.0]),
+)
+def test_finds_the_largest_products_of_vectors_of_any_length(seed, n, size, kind, k, spread):
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal(16) + spread * rng.standard_normal((n + 1, 16))
+    rows = stored_rows((size * vectors).astype(np.float32), kind)
+    users = (size * rng.standard_normal((3, 16))).astype(np.float32)
+    index = open_index(rows, "inner product")
+    for user, own in zip(users, index.search(users, [k] * 3, [np.zeros(0, np.int64)] * 3), strict=True):
+        exact = dots(rows.take(np.arange(n + 1)), user)
+        exact[0] = -np.inf
+        expected = np.argsort(-exact, kind="stable")[: min(k, n)]
+        assert own[0].tolist() == expected.tolist()
+        assert own[1].tolist() == exact[expected].tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -90,7 +90,8 @@ class Unknown(BaseModel):
 
 
 class RankedItem(BaseModel):
-    """A ranked video or comment: the score is a cosine in [-1, 1]; title is the video's title or the comment's text."""
+    """A ranked video or comment: the score is a cosine in [-1, 1], or of any size where the model ranks by inner
+    products; title is the video's title or the comment's text."""
 
     id: int | str
     score: float
