@@ -6,7 +6,7 @@ history, or in front of it, or at both ends in turn (`complete`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,21 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsvcr.baselines.registry import Entry
+from lsvcr.baselines.sequence_model import SequenceTransformer, TransformerSettings, check_shape
 from lsvcr.data.draws import uniforms
 from lsvcr.data.rank import RankBatch
 from lsvcr.data.rank_sequences import SequenceData
 from lsvcr.data.store import Dataset
 from lsvcr.losses.linear import linear_cross_entropy
-from lsvcr.models.base import TrainedModel
 from lsvcr.nn.attention import LAYER_NORM_EPS, initialise
-from lsvcr.nn.dropout import Dropout
-from lsvcr.nn.transformer import Activation, Block, NormPlace
+from lsvcr.nn.transformer import Activation, NormPlace
 from lsvcr.schema import PAD
-from lsvcr.settings import BaselineSettings, option
+from lsvcr.settings import option
 from lsvcr.utils.errors import UserError
 
 Direction = Literal["post", "pre", "both"]
-Positions = Literal["end", "start", "none"]
 
 _MASKING = 8
 """Purpose of a row's random stream."""
@@ -38,27 +36,17 @@ _BLOCK = 4096
 
 
 @dataclass
-class Bert4RecSettings(BaselineSettings):
+class Bert4RecSettings(TransformerSettings):
     """Settings of `lsvcr train bert4rec`."""
 
     num_train_epochs: int = option(500, "at most this many epochs; patience ends most runs before")
-    hidden: int = option(64, "width d")
-    layers: int = option(2, "transformer blocks")
     heads: int = option(2, "attention heads")
     inner: int = option(256, "inner width of the feed-forward layers")
-    dropout: float = option(0.1, "dropout on hidden states")
-    attention_dropout: float = option(0.1, "dropout on attention weights")
     norm: NormPlace = option("last", "LayerNorm before each sub-layer, or after it")
     activation: Activation = option("gelu", "of the feed-forward layers")
-    positions: Positions = option(
-        "end", "learned positions counted from the latest video or the oldest, or none"
-    )
     mask_probability: float = option(0.2, "chance of each video of a sequence to be hidden")
     last_only: float = option(
         0.5, "share of sequences of which the latest video alone is hidden, as it is when recommending"
-    )
-    windows: bool = option(
-        False, "train on all of a history longer than max_his, window by window; False: on its latest videos"
     )
 
 
@@ -148,45 +136,22 @@ class MaskedData:
         return np.where(draws[:, :1] < self.last_only, latest, some)
 
 
-class BERT4Rec(TrainedModel):
+class BERT4Rec(SequenceTransformer):
     """The model, on sequences that are padded on the right.
 
     Args:
         n_videos: N, size of the catalogue. The table of videos has a row N + 1 for hidden ones.
         max_his: longest history; a mask beside it makes a sequence of max_his + 1.
-        hidden, layers, heads, inner, dropout, attention_dropout, norm, activation: of the transformer.
-        positions: what learned positions are counted from.
+        shape: see `SequenceTransformer`.
     """
 
-    def __init__(
-        self,
-        n_videos: int,
-        max_his: int,
-        *,
-        hidden: int = 64,
-        layers: int = 2,
-        heads: int = 2,
-        inner: int = 256,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.1,
-        norm: NormPlace = "last",
-        activation: Activation = "gelu",
-        positions: Positions = "end",
-    ) -> None:
-        super().__init__()
+    def __init__(self, n_videos: int, max_his: int, **shape: Any) -> None:
+        super().__init__(n_videos + 2, max_his + 1, **shape)
         self.mask, self.max_his = n_videos + 1, max_his
-        self.items = nn.Embedding(n_videos + 2, hidden, padding_idx=PAD)
-        self.positions = None if positions == "none" else nn.Embedding(max_his + 1, hidden)
-        self.from_end = positions == "end"
-        self.input_norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
-        self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            Block(hidden, heads, inner, dropout, attention_dropout, norm, activation) for _ in range(layers)
-        )
-        # Where the norm comes last, the last block has just normalised.
-        self.norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS) if norm == "first" else nn.Identity()
+        width = self.items.embedding_dim
+        self.input_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         # The paper has no norm here; its authors' code, which is BERT's, does.
-        self.output, self.output_norm = nn.Linear(hidden, hidden), nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
+        self.output, self.output_norm = nn.Linear(width, width), nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.bias = nn.Parameter(torch.zeros(n_videos + 1))
         self.apply(initialise)
 
@@ -214,22 +179,7 @@ class BERT4Rec(TrainedModel):
     def states(self, ids: Tensor) -> Tensor:
         """Sequences (B, L), padded with 0 on the right, with a video or mask in each -> (B, L, d)."""
         visible = ids != PAD
-        x = self.items(ids)
-        if self.positions is not None:
-            x = x + self.positions(self._places(visible))
-        x = self.dropout(self.input_norm(x))
-        for block in self.blocks:
-            x = block(x, visible)
-        finished: Tensor = self.norm(x)
-        return finished
-
-    def _places(self, visible: Tensor) -> Tensor:
-        """Rows of the position table, (B, L) or (L,), for real steps (B, L) bool."""
-        steps = torch.arange(visible.shape[1], device=visible.device)
-        if self.from_end:
-            steps = steps + self.max_his + 1 - visible.sum(dim=1, keepdim=True)
-        # Padding gets the latest place; no real step sees it.
-        return steps.clamp(max=self.max_his)
+        return self.through_blocks(self.input_norm(self.placed(self.items(ids), visible)), visible)
 
     def _queries(self, states: Tensor) -> Tensor:
         """States (P, d) at masks -> (P, d + 1) in single precision, of which the last number meets the bias."""
@@ -314,31 +264,12 @@ def build(settings: Bert4RecSettings, dataset: Dataset) -> BERT4Rec:
         UserError: settings that are out of range or do not go together.
     """
     check(settings)
-    return BERT4Rec(
-        dataset.n_videos,
-        settings.max_his,
-        hidden=settings.hidden,
-        layers=settings.layers,
-        heads=settings.heads,
-        inner=settings.inner,
-        dropout=settings.dropout,
-        attention_dropout=settings.attention_dropout,
-        norm=settings.norm,
-        activation=settings.activation,
-        positions=settings.positions,
-    )
+    return BERT4Rec(dataset.n_videos, settings.max_his, **settings.shape())
 
 
 def check(settings: Bert4RecSettings) -> None:
     """Raise a UserError where settings are out of range or do not go together."""
-    for flag in ("hidden", "layers", "heads", "inner"):
-        if getattr(settings, flag) <= 0:
-            raise UserError(f"--{flag} {getattr(settings, flag)} must be above 0")
-    if settings.hidden % settings.heads:
-        raise UserError(f"--hidden {settings.hidden} must be a multiple of --heads {settings.heads}")
-    for flag in ("dropout", "attention_dropout"):
-        if not 0 <= getattr(settings, flag) < 1:
-            raise UserError(f"--{flag} {getattr(settings, flag)} must be at least 0 and below 1")
+    check_shape(settings)
     for flag in ("mask_probability", "last_only"):
         if not 0 <= getattr(settings, flag) <= 1:
             raise UserError(f"--{flag} {getattr(settings, flag)} must be between 0 and 1")

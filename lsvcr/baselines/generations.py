@@ -27,6 +27,7 @@ from lsvcr.llm.loading import load_llm
 from lsvcr.llm.lora import WEIGHTS_FILE, load_adapter
 from lsvcr.schema import ADAPTER_DIR, LLM_FINGERPRINT, MANIFEST_FILE, Split, Task
 from lsvcr.utils.errors import UserError
+from lsvcr.utils.identity import differences
 from lsvcr.utils.io import atomic_file, read_json, sha256_file, write_json
 from lsvcr.utils.logging import get_logger, progress
 from lsvcr.utils.precision import compute_dtype
@@ -283,15 +284,9 @@ def _is_there(folder: Path, about: Mapping[str, Any]) -> bool:
             continue
         there = read_json(manifest)
         wanted, known = ({**m.pop("settings"), **m} for m in (dict(about), dict(there)))
-        differing = [
-            f"{key} is {value!r} here and {known.get(key)!r} there"
-            for key, value in wanted.items()
-            if known.get(key) != value
-        ]
-        if differing:
-            raise UserError(
-                f"{folder} holds other generations: {'; '.join(differing)}. Make them again with --overwrite"
-            )
+        told = differences(wanted, known)
+        if told:
+            raise UserError(f"{folder} holds other generations: {told}. Make them again with --overwrite")
         return manifest.parent == folder
     return False
 

@@ -18,6 +18,7 @@ from lsvcr.baselines.generative_settings import TuneSettings
 from lsvcr.llm.lora import save_adapter
 from lsvcr.schema import ADAPTER_DIR, BEST_DIR, LAST_DIR, LLM_FINGERPRINT, MANIFEST_FILE, METRICS_LOG_FILE
 from lsvcr.utils.errors import UserError
+from lsvcr.utils.identity import refuse_other_run
 from lsvcr.utils.io import atomic_dir, read_json, recover, write_json
 
 KIND = "generative"
@@ -128,16 +129,7 @@ class TuneFolder:
         if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
             raise UserError(f"{self.path} holds a run of another kind: choose another --output_dir")
         there = asdict(TuneSettings()) | manifest["identity"]
-        differing = [
-            f"{name} is {value!r} here and {there.get(name)!r} there"
-            for name, value in self._identity.items()
-            if there.get(name) != value
-        ]
-        if differing:
-            raise UserError(
-                f"{self.path} holds a run with other settings or data: {'; '.join(differing)}. Choose another "
-                "--output_dir, or start over in this one with --resume False"
-            )
+        refuse_other_run(self.path, self._identity, there)
         return Progress(**manifest["progress"])
 
     def save_best(self, model: Any, progress: Progress) -> None:

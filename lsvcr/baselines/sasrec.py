@@ -6,46 +6,32 @@ Vasilev 2023) or over sampled videos, binary cross-entropy with one negative (th
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lsvcr.baselines.registry import Entry
+from lsvcr.baselines.sequence_model import SequenceTransformer, TransformerSettings, check_shape
 from lsvcr.data.rank import RankBatch
 from lsvcr.data.rank_sequences import SequenceBatch, SequenceData, Share
 from lsvcr.data.store import Dataset
 from lsvcr.losses.linear import linear_cross_entropy
 from lsvcr.losses.ranking import gbce_beta
 from lsvcr.losses.scores import binary_of_scores, softmax_of_scores
-from lsvcr.models.base import TrainedModel
-from lsvcr.nn.attention import LAYER_NORM_EPS, initialise
-from lsvcr.nn.dropout import Dropout
+from lsvcr.nn.attention import initialise
 from lsvcr.nn.similarity import unit
-from lsvcr.nn.transformer import Activation, Block, NormPlace
 from lsvcr.schema import PAD
-from lsvcr.settings import BaselineSettings, option
+from lsvcr.settings import option
 from lsvcr.utils.errors import UserError
 
 Loss = Literal["softmax", "bce", "gbce"]
-Positions = Literal["end", "start", "none"]
 
 
 @dataclass
-class SasrecSettings(BaselineSettings):
+class SasrecSettings(TransformerSettings):
     """Settings of `lsvcr train sasrec`; the defaults are those of the well-tuned SASRec of the literature."""
 
-    hidden: int = option(64, "width d")
-    layers: int = option(2, "transformer blocks")
-    heads: int = option(1, "attention heads")
-    inner: int = option(64, "inner width of the feed-forward layers")
-    dropout: float = option(0.1, "dropout on hidden states")
-    attention_dropout: float = option(0.1, "dropout on attention weights")
-    norm: NormPlace = option("first", "LayerNorm before each sub-layer, or after it")
-    activation: Activation = option("relu", "of the feed-forward layers")
-    positions: Positions = option(
-        "end", "learned positions counted from the latest video or the oldest, or none"
-    )
     scale_items: bool = option(True, "multiply the video vectors that are read by the square root of hidden")
     loss: Loss = option(
         "softmax", "softmax, over all videos or neg_video_num; or bce or gbce with neg_video_num negatives"
@@ -54,23 +40,19 @@ class SasrecSettings(BaselineSettings):
     share_negatives: Share = option("position", "each target has negatives of its own, or shares them")
     score: Literal["inner", "cosine"] = option("inner", "inner product, or cosine, of user and video")
     temperature: float = option(1.0, "divides the scores; cosine needs a small one, such as 0.07")
-    windows: bool = option(
-        False, "train on all of a history longer than max_his, window by window; False: on its latest videos"
-    )
 
 
-class SASRec(TrainedModel):
+class SASRec(SequenceTransformer):
     """The model, on histories that are padded on the right.
 
     Args:
         n_videos: size of the catalogue.
         max_his: longest history.
-        hidden, layers, heads, inner, dropout, attention_dropout, norm, activation: of the transformer.
-        positions: what learned positions are counted from.
         scale_items: multiply video vectors by sqrt(hidden) where they are read.
         loss: of a training batch; `beta` is the weight of the target's part in the binary losses.
         cosine: score by cosine, not by inner product.
         temperature: divides the scores in training.
+        shape: see `SequenceTransformer`.
     """
 
     def __init__(
@@ -78,32 +60,15 @@ class SASRec(TrainedModel):
         n_videos: int,
         max_his: int,
         *,
-        hidden: int = 64,
-        layers: int = 2,
-        heads: int = 1,
-        inner: int = 64,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.1,
-        norm: NormPlace = "first",
-        activation: Activation = "relu",
-        positions: Positions = "end",
         scale_items: bool = True,
         loss: Loss = "softmax",
         beta: float = 1.0,
         cosine: bool = False,
         temperature: float = 1.0,
+        **shape: Any,
     ) -> None:
-        super().__init__()
-        self.items = nn.Embedding(n_videos + 1, hidden, padding_idx=PAD)
-        self.positions = None if positions == "none" else nn.Embedding(max_his, hidden)
-        self.from_end, self.max_his = positions == "end", max_his
-        self.scale = hidden**0.5 if scale_items else 1.0
-        self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            Block(hidden, heads, inner, dropout, attention_dropout, norm, activation) for _ in range(layers)
-        )
-        # Where the norm comes last, the last block has just normalised.
-        self.norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS) if norm == "first" else nn.Identity()
+        super().__init__(n_videos + 1, max_his, **shape)
+        self.scale = self.items.embedding_dim**0.5 if scale_items else 1.0
         self.loss, self.beta, self.cosine, self.temperature = loss, beta, cosine, temperature
         self.apply(initialise)
 
@@ -137,23 +102,7 @@ class SASRec(TrainedModel):
 
     def states(self, video_ids: Tensor) -> Tensor:
         """Histories (B, L), L <= max_his, padded with 0 on the right -> (B, L, d)."""
-        x = self.items(video_ids) * self.scale
-        if self.positions is not None:
-            x = x + self.positions(self._places(video_ids))
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x)
-        finished: Tensor = self.norm(x)
-        return finished
-
-    def _places(self, video_ids: Tensor) -> Tensor:
-        """Rows of the position table: (B, L), or (L,) where they are counted from the oldest."""
-        steps = torch.arange(video_ids.shape[1], device=video_ids.device)
-        if not self.from_end:
-            return steps
-        lengths = (video_ids != PAD).sum(dim=1, keepdim=True)
-        # Padding gets the latest place; no real step sees it.
-        return (self.max_his - lengths + steps).clamp(max=self.max_his - 1)
+        return self.through_blocks(self.placed(self.items(video_ids) * self.scale, video_ids != PAD))
 
     def _scorable(self, vectors: Tensor) -> Tensor:
         return unit(vectors) if self.cosine else vectors.float()
@@ -187,33 +136,20 @@ def build(settings: SasrecSettings, dataset: Dataset) -> SASRec:
     return SASRec(
         dataset.n_videos,
         settings.max_his,
-        hidden=settings.hidden,
-        layers=settings.layers,
-        heads=settings.heads,
-        inner=settings.inner,
-        dropout=settings.dropout,
-        attention_dropout=settings.attention_dropout,
-        norm=settings.norm,
-        activation=settings.activation,
-        positions=settings.positions,
         scale_items=settings.scale_items,
         loss=settings.loss,
         beta=_beta(settings, dataset),
         cosine=settings.score == "cosine",
         temperature=settings.temperature,
+        **settings.shape(),
     )
 
 
 def check(settings: SasrecSettings, dataset: Dataset) -> None:
     """Raise a UserError where settings are out of range or do not go together."""
-    for flag in ("hidden", "layers", "heads", "inner", "temperature"):
-        if getattr(settings, flag) <= 0:
-            raise UserError(f"--{flag} {getattr(settings, flag)} must be above 0")
-    if settings.hidden % settings.heads:
-        raise UserError(f"--hidden {settings.hidden} must be a multiple of --heads {settings.heads}")
-    for flag in ("dropout", "attention_dropout"):
-        if not 0 <= getattr(settings, flag) < 1:
-            raise UserError(f"--{flag} {getattr(settings, flag)} must be at least 0 and below 1")
+    check_shape(settings)
+    if settings.temperature <= 0:
+        raise UserError(f"--temperature {settings.temperature} must be above 0")
     if not 0 <= settings.gbce_t <= 1:
         raise UserError(f"--gbce_t {settings.gbce_t} must be between 0 and 1")
     if settings.loss != "softmax" and not settings.neg_video_num:

@@ -37,7 +37,7 @@ def encoder_graph(model: SASRec, padding: np.ndarray) -> bytes:
     """The encoder of a bundle's part `rec`: inputs and outputs as `Part` has them, comments without effect.
 
     Args:
-        model: at most `model.max_his` steps are read.
+        model: at most `model.longest` steps are read.
         padding: (d,) float32, the step of an empty history.
     """
     graph, width = Graph("user_encoder"), len(padding)
@@ -54,7 +54,7 @@ def encoder_graph(model: SASRec, padding: np.ndarray) -> bytes:
     states = graph.op("Reshape", read, np.array([-1, width]))
     blocks: list[Any] = list(model.blocks)
     *first, last = blocks
-    causal = Sight(shape, _causal(graph, shape, model.max_his))
+    causal = Sight(shape, _causal(graph, shape, model.longest))
     for one in first:
         states = block(graph, one, states, causal)
     states = block(graph, last, states, _latest(graph, shape, steps, lengths))
@@ -68,9 +68,9 @@ def _positions(graph: Graph, model: SASRec, table: nn.Embedding, steps: str, len
     """Rows of the position table, (B, L, d), or (L, d) where they are counted from the oldest."""
     if not model.from_end:
         return graph.op("Gather", array(table.weight), steps, axis=0)
-    places = graph.op("Add", steps, graph.op("Sub", np.array(model.max_his), lengths))
+    places = graph.op("Add", steps, graph.op("Sub", np.array(model.longest), lengths))
     return graph.op(
-        "Gather", array(table.weight), graph.op("Min", places, np.array(model.max_his - 1)), axis=0
+        "Gather", array(table.weight), graph.op("Min", places, np.array(model.longest - 1)), axis=0
     )
 
 

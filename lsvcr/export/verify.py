@@ -4,7 +4,7 @@ The samples are asked as a client would ask them, through the serving runtime it
 from raw ids to ranked raw ids.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from lsvcr.models.base import Recommender as Model
 from lsvcr.schema import Split, Task
 from lsvcr.serving.bundle_write import RowKind, stored_rows
 from lsvcr.serving.runtime import Recommender
+from lsvcr.serving.types import Item
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.logging import progress
 
@@ -192,68 +193,65 @@ def compare(
     recommender: Recommender, model: Model[RankBatch], data: RankData, rows: np.ndarray, kind: RowKind
 ) -> Comparison:
     """Bundle and model side by side on the samples `rows`; `kind` is how the bundle stores item vectors."""
-    questions, result = Questions(data), Comparison()
     items = model.item_vectors()
     stored = items if kind == "float32" else _rounded(items, kind)
+    asked = _Asked(recommender, Questions(data), data, (stored, items))
+    compare_part = _compare_videos if data.task is Task.REC else _compare_comments
+    result = Comparison()
     step = max(1, min(_BATCH, _SCORES // len(items)))
     for start in progress(range(0, len(rows), step), f"asking about {data.task.label}"):
         part = rows[start : start + step]
         users = model.user_vectors(data.evaluation(part))
-        ask = _compare_videos if data.task is Task.REC else _compare_comments
-        ask(
-            recommender,
-            questions,
-            data,
-            part,
-            users,
-            (stored, items),
-            _sizes(recommender, data.task, users, items),
-            result,
-        )
+        compare_part(asked, part, users, _sizes(recommender, data.task, users, items), result)
     return result
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What all samples of a comparison share.
+
+    Attributes:
+        items: (n + 1, d) float32, item vectors as the bundle stores them, and as they are.
+    """
+
+    recommender: Recommender
+    questions: Questions
+    data: RankData
+    items: tuple[Tensor, Tensor]
+
+
 def _compare_videos(
-    recommender: Recommender,
-    questions: Questions,
-    data: RankData,
-    rows: np.ndarray,
-    users: Tensor,
-    items: tuple[Tensor, Tensor],
-    sizes: Tensor,
-    result: Comparison,
+    asked: _Asked, rows: np.ndarray, users: Tensor, sizes: Tensor, result: Comparison
 ) -> None:
-    answers = recommender.recommend_many(questions.videos(rows, K))
-    rounded, true = ((users / sizes[:, None] @ one[1:].T).numpy() for one in items)  # column 0 is video 1
+    answers = asked.recommender.recommend_many(asked.questions.videos(rows, K))
+    # Column 0 is video 1.
+    rounded, true = ((users / sizes[:, None] @ one[1:].T).numpy() for one in asked.items)
     for place, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-        found = [questions.video_index.get(item.id, 0) - 1 for item in answer.items]
-        target = data.samples.video[row : row + 1].astype(np.int64) - 1
-        own = np.array([item.score for item in answer.items], dtype=np.float32) / float(sizes[place])
+        found = [asked.questions.video_index.get(item.id, 0) - 1 for item in answer.items]
+        target = asked.data.samples.video[row : row + 1].astype(np.int64) - 1
+        own = _own_scores(answer.items, sizes[place])
         result.add(int(row), np.array(found, dtype=np.int64), own, rounded[place], true[place], target)
 
 
 def _compare_comments(
-    recommender: Recommender,
-    questions: Questions,
-    data: RankData,
-    rows: np.ndarray,
-    users: Tensor,
-    items: tuple[Tensor, Tensor],
-    sizes: Tensor,
-    result: Comparison,
+    asked: _Asked, rows: np.ndarray, users: Tensor, sizes: Tensor, result: Comparison
 ) -> None:
-    listed, positives = data.video_comments(rows), data.positives(rows)
-    answers = recommender.rank_comments_many(questions.comments(rows))
+    listed, positives = asked.data.video_comments(rows), asked.data.positives(rows)
+    answers = asked.recommender.rank_comments_many(asked.questions.comments(rows))
     for place, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         comments = _row(listed, place)
-        by_id = {raw: at for at, raw in enumerate(questions.comment_ids(comments))}
+        by_id = {raw: at for at, raw in enumerate(asked.questions.comment_ids(comments))}
         by_index = {index: at for at, index in enumerate(comments.tolist())}
         user = users[place] / sizes[place]
-        rounded, true = ((one[torch.from_numpy(comments)] @ user).numpy() for one in items)
+        rounded, true = ((one[torch.from_numpy(comments)] @ user).numpy() for one in asked.items)
         found = np.array([by_id.get(item.id, -1) for item in answer.items], dtype=np.int64)
-        own = np.array([item.score for item in answer.items], dtype=np.float32) / float(sizes[place])
         right = np.array([by_index.get(i, -1) for i in _row(positives, place).tolist()], dtype=np.int64)
-        result.add(int(row), found, own, rounded, true, right)
+        result.add(int(row), found, _own_scores(answer.items, sizes[place]), rounded, true, right)
+
+
+def _own_scores(items: Sequence[Item], size: Tensor) -> np.ndarray:
+    """The bundle's scores (m,) float32 of what it answered, as parts of `size`."""
+    return np.array([item.score for item in items], dtype=np.float32) / float(size)
 
 
 def _sizes(recommender: Recommender, task: Task, users: Tensor, items: Tensor) -> Tensor:

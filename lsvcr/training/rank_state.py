@@ -15,6 +15,7 @@ from lsvcr.models import checkpoint
 from lsvcr.schema import BEST_DIR, LAST_DIR, MANIFEST_FILE, METRICS_FILE, METRICS_LOG_FILE
 from lsvcr.training.rank_contract import Evaluated
 from lsvcr.utils.errors import UserError
+from lsvcr.utils.identity import refuse_other_run
 from lsvcr.utils.io import atomic_dir, read_json, recover
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -109,16 +110,7 @@ class RunFolder:
             **self._defaults,
             **(manifest.get("identity", {}) if isinstance(manifest, dict) else {}),
         }
-        differing = [
-            f"{name} is {value!r} here and {there.get(name)!r} there"
-            for name, value in self._identity.items()
-            if there.get(name) != value
-        ]
-        if differing:
-            raise UserError(
-                f"{self.path} holds a run with other settings or data: {'; '.join(differing)}. Choose another "
-                "--output_dir, or start over in this one with --resume False"
-            )
+        refuse_other_run(self.path, self._identity, there)
         return Progress(**manifest["progress"])
 
     def save_best(self, model: nn.Module, progress: Progress, figures: Mapping[str, float]) -> None:

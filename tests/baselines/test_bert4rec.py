@@ -223,7 +223,7 @@ class Planted(BERT4Rec):
     """Of 9 videos, in a row 1 .. 9: a mask behind v wants v + 1, then v + 2; in front of v, v - 1, then v - 2."""
 
     def __init__(self, max_his: int) -> None:
-        super().__init__(9, max_his, hidden=4, heads=1, layers=1)
+        super().__init__(9, max_his, **Bert4RecSettings(hidden=4, heads=1, layers=1).shape())
         self.read: list[list[int]] = []
 
     def item_vectors(self) -> Tensor:

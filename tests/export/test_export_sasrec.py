@@ -62,7 +62,9 @@ def made(place: Place, name: str = "inner products") -> Path:
 def model_of(**changes: object) -> SASRec:
     """A model whose every weight is random, padding's row too."""
     torch.manual_seed(0)
-    model = SASRec(20, 6, **{"hidden": 16, "inner": 24, "heads": 2, **changes}).eval()
+    model = SASRec(
+        20, 6, **{**SasrecSettings().shape(), "hidden": 16, "inner": 24, "heads": 2, **changes}
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.3)

@@ -1,0 +1,26 @@
+"""Is what lies in a folder the same work as what is asked for now?"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lsvcr.utils.errors import UserError
+
+
+def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+    """In words, each entry of `here` that is another in `there`; empty where there is none."""
+    return "; ".join(
+        f"{name} is {value!r} here and {there.get(name)!r} there"
+        for name, value in here.items()
+        if there.get(name) != value
+    )
+
+
+def refuse_other_run(path: Path, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Raise a UserError where the run in `path` has another identity (`there`) than the one asked for (`here`)."""
+    told = differences(here, there)
+    if told:
+        raise UserError(
+            f"{path} holds a run with other settings or data: {told}. Choose another "
+            "--output_dir, or start over in this one with --resume False"
+        )
