@@ -1,5 +1,7 @@
 """Text vectors: what is pooled, and that neither batch nor order nor padding changes it."""
 
+from itertools import pairwise, product
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Glm4Config, GlmConfig, GPT2Config, Qwen2Config, Qwen3Config
 
-from lsvcr.llm.encoder import encode, encode_inference, mean_pool, padded, token_budget_batches, tokenize
+from lsvcr.llm.encoder import (
+    BATCH_SHARE,
+    encode,
+    encode_inference,
+    mean_pool,
+    padded,
+    token_budget_batches,
+    tokenize,
+)
 from lsvcr.llm.families import backbone
 from lsvcr.llm.loading import TINY, load_llm
 from lsvcr.llm.lora import add_lora
@@ -49,8 +59,26 @@ def test_token_budget_batches_cover_each_text_once_within_the_budget(lengths, bu
 
 
 def test_token_budget_batches_by_hand():
+    # Three batches hold them, whichever two of 3, 2, 2 go together; 2 with 2 has no padding.
     batches = token_budget_batches(np.array([2, 5, 0, 3, 2]), budget=6)
-    assert [batch.tolist() for batch in batches] == [[1], [3, 0], [4]]
+    assert [batch.tolist() for batch in batches] == [[1], [3], [0, 4]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=9), st.sampled_from([6, 64, 128, 320]))
+def test_no_way_to_cut_costs_less(lengths, budget):
+    def cost(batches):
+        return sum(max(batch) * len(batch) + max(1, budget // BATCH_SHARE) for batch in batches)
+
+    ordered = sorted(lengths, reverse=True)
+    ways = []
+    for ends in product((False, True), repeat=len(ordered) - 1):
+        cuts = [0, *(place + 1 for place, end in enumerate(ends) if end), len(ordered)]
+        batches = [ordered[start:end] for start, end in pairwise(cuts)]
+        if all(len(batch) == 1 or len(batch) * batch[0] <= budget for batch in batches):
+            ways.append(cost(batches))
+    chosen = token_budget_batches(np.array(lengths), budget)
+    assert cost([[lengths[place] for place in batch] for batch in chosen]) == min(ways)
 
 
 def test_padded_by_hand():
