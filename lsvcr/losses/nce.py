@@ -65,7 +65,7 @@ def nce(
     drop: Tensor | None = None,
     log_counts: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of picking each query's key by cosine times the learned scale (HLLM, eq. 3).
+    """Cross-entropy of picking each query's key by cosine times the learned scale (the training loss of HLLM).
 
     In-batch negatives: keys are the distinct targets of the batch, labels say which is whose, and `false_negatives` of
     them are dropped. Sampled negatives: keys are the targets and behind them the sampled items, and targets of other
