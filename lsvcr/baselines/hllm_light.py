@@ -59,6 +59,10 @@ class HllmLightSettings(TransformerSettings):
     logq: bool = option(
         False, "take off a negative's score the log of how often it is expected among the negatives"
     )
+    mask_history: bool = option(
+        True,
+        "a row's own videos are no negatives of it; False: only a target's own video is no negative of it",
+    )
     max_his: int = option(50, "latest videos of a history that the recommender sees")
     neg_video_num: int = option(
         0, "sampled negatives that a batch shares; 0 = the other targets of the batch"
@@ -91,6 +95,7 @@ class HllmLight(TransformerBody):
         time_scale: of the time buckets; None = without.
         time_bucket_count: how many there are.
         temperature: that the learned one starts at.
+        mask_history: a row's own videos are no negatives of it.
         log_shares: (N + 1,) log of each video's share of the training targets, for the logQ correction of in-batch
             negatives. Sampled ones are uniform. None = no correction of either.
         shape: see `TransformerBody`.
@@ -110,11 +115,13 @@ class HllmLight(TransformerBody):
         time_scale: Scale | None = None,
         time_bucket_count: int = 2048,
         temperature: float = START_TEMPERATURE,
+        mask_history: bool = True,
         log_shares: Tensor | None = None,
         **shape: Any,
     ) -> None:
         rows, width, hidden = *vectors.shape, shape["hidden"]
         super().__init__(nn.Embedding(rows, hidden, padding_idx=PAD) if use_id else None, max_his, **shape)
+        self.mask_history = mask_history
         self.use_id, self.time_scale, self.time_bucket_count = use_id, time_scale, time_bucket_count
         self.projection = nn.Linear(width, hidden)
         if time_scale is not None:
@@ -143,7 +150,10 @@ class HllmLight(TransformerBody):
             for ids in (batch.video_ids, targets, others)
         )
         states = self.states(read, batch.video_ids != PAD, batch.times, batch.next_times)[real]
-        drop = false_negatives(others, torch.cat([batch.video_ids, batch.targets], dim=1), owners)
+        if self.mask_history:
+            drop = false_negatives(others, torch.cat([batch.video_ids, batch.targets], dim=1), owners)
+        else:
+            drop = others == targets.unsqueeze(1)
         counts = self._log_counts(others, len(asked), sampled)
         if sampled:
             loss = sampled_nce(states, own, drawn, self.log_scale, drop, counts)
@@ -168,10 +178,13 @@ class HllmLight(TransformerBody):
 
     def represent(self, ids: Tensor) -> Tensor:
         """Videos (n,) -> (n, d). One without text has the projection of the catalogue's mean."""
-        given = self.vectors[ids].float()
-        text = ((given - self.mean) / self.spread) * given.any(dim=1, keepdim=True)
-        projected: Tensor = self.projection(text)
+        projected: Tensor = self.projection(self.normalised(ids))
         return projected + self.items(ids) if self.use_id else projected
+
+    def normalised(self, ids: Tensor) -> Tensor:
+        """Videos (n,) -> their frozen vectors (n, h) with mean 0 and spread 1; zeros where there is no text."""
+        given = self.vectors[ids].float()
+        return ((given - self.mean) / self.spread) * given.any(dim=1, keepdim=True)
 
     def states(self, items: Tensor, real: Tensor, times: Tensor, asked: Tensor) -> Tensor:
         """The transformer's states.
@@ -233,6 +246,7 @@ def build(settings: HllmLightSettings, dataset: Dataset) -> HllmLight:
         time_scale=time_scale(settings, dataset),
         time_bucket_count=settings.time_bucket_count,
         temperature=settings.temperature,
+        mask_history=settings.mask_history,
         log_shares=None if shares is None else torch.from_numpy(shares),
         **settings.shape(),
     )
