@@ -173,8 +173,12 @@ class HllmLight(TransformerBody):
 
     def item_vectors(self) -> Tensor:
         """(N + 1, d) float32 of length 1 by index; row 0 is padding."""
-        every = torch.arange(len(self.vectors), device=self.vectors.device)
-        return torch.cat([unit(self.represent(part)) for part in every.split(TABLE_ROWS)])
+        return unit(self.every())
+
+    def every(self) -> Tensor:
+        """(N + 1, d): all videos as they are read; row 0 is padding."""
+        ids = torch.arange(len(self.vectors), device=self.vectors.device)
+        return torch.cat([self.represent(part) for part in ids.split(TABLE_ROWS)])
 
     def represent(self, ids: Tensor) -> Tensor:
         """Videos (n,) -> (n, d). One without text has the projection of the catalogue's mean."""
@@ -298,5 +302,6 @@ ENTRIES = (
         train_data,
         inputs=inputs,
         instead="sasrec",
+        exporter="hllm_light",
     ),
 )
