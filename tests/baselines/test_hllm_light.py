@@ -282,7 +282,7 @@ def test_a_file_that_is_gone_or_has_changed_is_told(finished: Path, own_data: Pa
     file, manifest = own_data / ITEM_EMBEDDINGS_FILE, own_data / EMBEDDINGS_MANIFEST_FILE
     moved = file.rename(own_data / "elsewhere.npy")
     with pytest.raises(
-        UserError, match=r"no vectors of items at .*item_embs.npy: make them with `lsvcr embed"
+        UserError, match=r"no vectors of items at .*item_embs.npy: put the file back, .*`lsvcr embed"
     ):
         evaluate_checkpoint(str(finished), str(own_data))
     # Whole and well described, but other numbers.
@@ -353,7 +353,7 @@ def test_vectors_are_taken_from_any_file(data: Path, tmp_path: Path) -> None:
         shutil.copy(data / name, folder / name)
     chosen = HllmLightSettings(data_path=str(data), item_vectors=str(folder / ITEM_EMBEDDINGS_FILE))
     assert inputs(chosen, open_dataset(data))["item vectors"]["path"] == chosen.item_vectors
-    with pytest.raises(UserError, match="name their file with --item_vectors"):
+    with pytest.raises(UserError, match="name another with --item_vectors"):
         inputs(replace(chosen, item_vectors=str(tmp_path / "none.npy")), open_dataset(data))
 
 
