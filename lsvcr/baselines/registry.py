@@ -5,7 +5,7 @@ beginning to end.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +21,15 @@ from lsvcr.utils.arguments import nearest
 from lsvcr.utils.errors import UserError
 
 _NAMES_ITSELF = re.compile(r"^ENTRIES\b", re.M)
+
+
+Inputs = Mapping[str, Mapping[str, str]]
+"""By what it is, a file that a model reads beside its dataset and does not keep: its `path` and `sha256`."""
+
+
+def no_inputs(settings: Any, dataset: Dataset) -> Inputs:
+    """`inputs` of a recommender that is made of its dataset alone."""
+    return {}
 
 
 def no_rows(settings: Any, dataset: Dataset) -> TrainingRows | None:
@@ -39,6 +48,8 @@ class Entry:
         build: (settings, dataset) -> the model; fresh parameters read torch's global generator, which is seeded. Its
             state dict is what a checkpoint keeps.
         train_data: (settings, dataset) -> rows for the training loop; None for models that are fitted in `build`.
+        inputs: (settings, dataset) -> the files beside the dataset that `build` reads. A checkpoint keeps their
+            hashes, and is restored with the same content only. Raises a UserError where they are missing or wrong.
         needs: of the dataset, see `NEEDS`.
         instead: the recommender to name where the dataset lacks that.
         exporter: the file of lsvcr/export/ that makes a bundle's part of its models (see `lsvcr.export.models`): a
@@ -50,6 +61,7 @@ class Entry:
     settings: type[FittedSettings]
     build: Callable[[Any, Dataset], nn.Module]
     train_data: Callable[[Any, Dataset], TrainingRows | None] = no_rows
+    inputs: Callable[[Any, Dataset], Inputs] = no_inputs
     needs: frozenset[str] = frozenset()
     instead: str = "sasrec"
     exporter: str = ""

@@ -54,11 +54,11 @@ def check_shape(settings: TransformerSettings) -> None:
             raise UserError(f"--{flag} {getattr(settings, flag)} must be at least 0 and below 1")
 
 
-class SequenceTransformer(TrainedModel):
-    """Table of videos, learned positions and transformer blocks, for sequences that are padded on the right.
+class TransformerBody(TrainedModel):
+    """Learned positions and transformer blocks over vectors of steps, for sequences that are padded on the right.
 
     Args:
-        rows: of the table of videos; row 0 is padding.
+        table: of videos, if the model has one; its `items`.
         longest: sequence that is read.
         hidden, layers, heads, inner, dropout, attention_dropout, norm, activation: of the transformer.
         positions: what learned positions are counted from.
@@ -66,7 +66,7 @@ class SequenceTransformer(TrainedModel):
 
     def __init__(
         self,
-        rows: int,
+        table: nn.Embedding | None,
         longest: int,
         *,
         hidden: int,
@@ -81,7 +81,8 @@ class SequenceTransformer(TrainedModel):
     ) -> None:
         super().__init__()
         self.longest, self.from_end = longest, positions == "end"
-        self.items = nn.Embedding(rows, hidden, padding_idx=PAD)
+        if table is not None:
+            self.items = table
         self.positions = None if positions == "none" else nn.Embedding(longest, hidden)
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
@@ -108,3 +109,18 @@ class SequenceTransformer(TrainedModel):
             x = block(x, visible)
         finished: Tensor = self.norm(x)
         return finished
+
+
+class SequenceTransformer(TransformerBody):
+    """The same with a table of videos.
+
+    Args:
+        rows: of the table; row 0 is padding.
+        longest: sequence that is read.
+        shape: the other arguments of `TransformerBody`.
+    """
+
+    items: nn.Embedding
+
+    def __init__(self, rows: int, longest: int, **shape: Any) -> None:
+        super().__init__(nn.Embedding(rows, shape["hidden"], padding_idx=PAD), longest, **shape)

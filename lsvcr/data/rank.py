@@ -39,6 +39,8 @@ class RankBatch:
         candidates: training: (B, 1 + K), a positive and, for CommRank, K negatives, 0 = fewer were to be had.
             Evaluation: (B, 0).
         negatives: (K,) Rec with sampled negatives: videos drawn for the whole batch, or its targets; else (0,).
+        video_times: (B, V) evaluation: Unix milliseconds of the video history, 0 = padding. Training: (B, 0).
+        cuts: (B,) Unix milliseconds of the moment at which is asked.
     """
 
     rows: Tensor
@@ -50,6 +52,8 @@ class RankBatch:
     comment_entries: Tensor
     candidates: Tensor
     negatives: Tensor
+    video_times: Tensor
+    cuts: Tensor
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -163,6 +167,8 @@ class RankData:
             **(self._comments(rows, video_ids, keys) if self._with_comments else _no_comments(video_ids)),
             "candidates": candidates,
             "negatives": negatives,
+            "video_times": self._video_times(rows) if keys is None else np.zeros((len(rows), 0)),
+            "cuts": self.samples.cut[rows],
         }
         return RankBatch(**{name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()})
 
@@ -177,7 +183,14 @@ class RankData:
 
     def _video_history(self, rows: np.ndarray) -> np.ndarray:
         """(B, V) int64, the latest videos."""
-        seen = self.seen_videos(rows)
+        return self._latest(self.seen_videos(rows))
+
+    def _video_times(self, rows: np.ndarray) -> np.ndarray:
+        """(B, V) int64, when each of them was liked."""
+        return self._latest(self.seen_videos(rows)._replace(items=self.dataset.video_events.times))
+
+    def _latest(self, seen: Spans) -> np.ndarray:
+        """(B, V) int64, the latest elements of each span."""
         lengths = np.minimum(seen.counts, self.max_videos)
         steps = np.arange(max(1, int(lengths.max(initial=0))))
         return _at(seen._replace(counts=lengths, starts=seen.starts + seen.counts - lengths), steps[None, :])

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import lsvcr
 from lsvcr.baselines.registry import check_needs, entries
 from lsvcr.data.store import Dataset
 from lsvcr.experiments.compare_job import COMMENTS, REGISTRY
@@ -19,7 +20,7 @@ from lsvcr.schema import (
 from lsvcr.settings import BaselineSettings, CompareSettings, FittedSettings, RankSettings
 from lsvcr.training.rank_handover import find_stage_one
 from lsvcr.training.rank_texts import load_texts
-from lsvcr.utils.arguments import nearest
+from lsvcr.utils.arguments import load_settings, nearest
 from lsvcr.utils.errors import UserError
 
 ALL, LIST = "all", "list"
@@ -176,10 +177,13 @@ def reason(member: Member, dataset: Dataset, settings: CompareSettings) -> str:
     if member.kind == REGISTRY:
         if task is Task.COMM_RANK:
             return f"{member.name} recommends videos: compare it with --task Rec; here use comment_popularity"
+        own = row_settings(member, settings)[1]
         try:
             check_needs(entries()[member.entry], dataset)
+            inputs(member, dataset, settings, own)
         except UserError as lacking:
-            return str(lacking)
+            told = str(lacking)
+            return told if told.startswith(member.entry) else f"{member.name}: {told}"
         return ""
     if member.starts == "aligned" and not settings.aligned:
         return f"{member.name} needs a stage-one run: give --aligned RUN, or use lsvcr-untuned"
@@ -194,7 +198,7 @@ def reason(member: Member, dataset: Dataset, settings: CompareSettings) -> str:
                 f"--checkpoint none --model_name_or_path LLM --data_path {settings.data}`, name their folder with "
                 "--untuned, or use lsvcr-id"
             )
-        inputs(member, dataset, settings)
+        inputs(member, dataset, settings, row_settings(member, settings)[1])
     except UserError as lacking:
         return f"{member.name}: {lacking}; or use lsvcr-id"
     return ""
@@ -210,6 +214,37 @@ def _reason_of_comments(member: Member, dataset: Dataset, task: Task) -> str:
                 f"{member.name} needs like counts, which {dataset.root} does not have; use comment_popularity"
             )
     return ""
+
+
+def row_settings(
+    member: Member, settings: CompareSettings
+) -> tuple[Path | None, FittedSettings | RankSettings]:
+    """A row's YAML file, None where it has none, and what it and the defaults say.
+
+    Raises:
+        UserError: there is no such file, or it is broken.
+    """
+    file = _config(member, Path(settings.configs))
+    return file, member.settings() if file is None else load_settings(member.settings, file)
+
+
+def _config(member: Member, folder: Path) -> Path | None:
+    """The row's file: the one that is asked for, its own, or for LSVCR without a part that of LSVCR.
+
+    It is looked for in `folder` from here on, then in that of the checkout.
+    """
+    part = "compare" if member.is_product else "baselines"
+    if member.config.endswith((".yaml", ".yml")):
+        return Path(member.config)
+    names = [member.config] if member.config else [member.name, LSVCR] if member.is_product else [member.name]
+    checkout = Path(lsvcr.__file__).resolve().parents[1]
+    places = [root / part / f"{name}.yaml" for root in (folder, checkout / folder) for name in names]
+    found = next((file for file in places if file.is_file()), None)
+    if found is None and member.config:
+        there = sorted({file.stem for place in places for file in place.parent.glob("*.yaml")})
+        hint = nearest(member.config, there) or f"there are {', '.join(there) or 'none'}"
+        raise UserError(f"no settings {part}/{member.config}.yaml in {folder}; {hint}")
+    return found
 
 
 def sources(member: Member, settings: CompareSettings, place: int = 0) -> dict[str, Any]:
@@ -240,12 +275,20 @@ def _runs(settings: CompareSettings) -> list[str]:
     return settings.aligned.replace(",", " ").split()
 
 
-def inputs(member: Member, dataset: Dataset, settings: CompareSettings, place: int = 0) -> dict[str, str]:
-    """By content what a row of LSVCR is made of beside its dataset.
+def inputs(
+    member: Member,
+    dataset: Dataset,
+    settings: CompareSettings,
+    own: FittedSettings | RankSettings,
+    place: int = 0,
+) -> dict[str, str]:
+    """By content what a row is made of beside its dataset: stage-one run and text vectors, or item vectors.
 
     Raises:
-        UserError: a stage-one run or text vectors are missing, damaged or of another dataset.
+        UserError: they are missing, damaged or of another dataset.
     """
+    if member.kind == REGISTRY:
+        return {name: entry["sha256"] for name, entry in entries()[member.entry].inputs(own, dataset).items()}
     if member.kind != STAGE_TWO or member.fixed.get("disable_text"):
         return {}
     chosen = RankSettings(**sources(member, settings, place))

@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
-import lsvcr
 from lsvcr.data.store import Dataset
 from lsvcr.experiments.compare_job import COMMENTS, Job
-from lsvcr.experiments.compare_models import LSVCR, Member, inputs, sources, turns
+from lsvcr.experiments.compare_models import Member, inputs, row_settings, sources, turns
 from lsvcr.schema import STAGE_TWO, Task
 from lsvcr.settings import BaselineSettings, CompareSettings, FittedSettings, RankSettings
-from lsvcr.utils.arguments import load_search, load_settings, nearest
+from lsvcr.utils.arguments import load_search
 from lsvcr.utils.errors import UserError
 
 Search = Mapping[str, Sequence[Any]]
@@ -46,8 +44,7 @@ def recipe(member: Member, dataset: Dataset, settings: CompareSettings) -> Recip
     Raises:
         UserError: a broken file, or one that would search what makes the row what it is.
     """
-    file = _config(member, Path(settings.configs))
-    own = member.settings() if file is None else load_settings(member.settings, file)
+    file, own = row_settings(member, settings)
     search: Search = {} if file is None else load_search(member.settings, file)
     fallback = member.trained and not search
     shared: dict[str, Any] = {} if member.kind == COMMENTS else dict(member.fixed)
@@ -66,27 +63,8 @@ def recipe(member: Member, dataset: Dataset, settings: CompareSettings) -> Recip
         search=RATES if fallback else search,
         file="" if file is None else str(file),
         fallback=fallback,
-        contents=[inputs(member, dataset, settings, turn) for turn in range(turns(settings))],
+        contents=[inputs(member, dataset, settings, own, turn) for turn in range(turns(settings))],
     )
-
-
-def _config(member: Member, folder: Path) -> Path | None:
-    """The row's file: the one that is asked for, its own, or for LSVCR without a part that of LSVCR.
-
-    It is looked for in `folder` from here on, then in that of the checkout.
-    """
-    part = "compare" if member.is_product else "baselines"
-    if member.config.endswith((".yaml", ".yml")):
-        return Path(member.config)
-    names = [member.config] if member.config else [member.name, LSVCR] if member.is_product else [member.name]
-    checkout = Path(lsvcr.__file__).resolve().parents[1]
-    places = [root / part / f"{name}.yaml" for root in (folder, checkout / folder) for name in names]
-    found = next((file for file in places if file.is_file()), None)
-    if found is None and member.config:
-        there = sorted({file.stem for place in places for file in place.parent.glob("*.yaml")})
-        hint = nearest(member.config, there) or f"there are {', '.join(there) or 'none'}"
-        raise UserError(f"no settings {part}/{member.config}.yaml in {folder}; {hint}")
-    return found
 
 
 def job(

@@ -1,15 +1,20 @@
-"""Texts to vectors: the mean of the LLM's last hidden states over real tokens.
+"""Texts to vectors: the mean of the LLM's last hidden states over real tokens, or the last token's.
 
 Shared by stage one, which trains through it, and by the embedding of the whole catalogue.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn as nn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+Pooling = Literal["mean", "last"]
+"""How a text's states become its vector: LSVCR's mean over all tokens, or HLLM's last token, which has read all others.
+"""
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
@@ -79,6 +84,20 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
     return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
+def last_pool(states: Tensor, mask: Tensor) -> Tensor:
+    """`states` (B, T, h) at the last real token of each row, padded on the right, in float32: (B, h).
+
+    That is the last token that the tokeniser gives: an end token in families whose tokeniser puts one there by itself,
+    the text's own last token in all others. A row without real positions gives zeros.
+    """
+    last = mask.sum(dim=1).sub(1).clamp(min=0)
+    picked = states[torch.arange(len(states), device=states.device), last].float()
+    return picked.masked_fill(~mask.any(dim=1, keepdim=True), 0.0)
+
+
+POOLS: dict[Pooling, Callable[[Tensor, Tensor], Tensor]] = {"mean": mean_pool, "last": last_pool}
+
+
 def hidden_states(
     backbone: nn.Module, ids: Sequence[Sequence[int]], *, pad_id: int, budget: int
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
@@ -104,8 +123,15 @@ def hidden_states(
         yield batch, backbone(input_ids=tokens, use_cache=False).last_hidden_state, mask
 
 
-def encode(backbone: nn.Module, ids: Sequence[Sequence[int]], *, pad_id: int, budget: int) -> Tensor:
-    """Mean-pooled last hidden states, with gradient; arguments as in `hidden_states`.
+def encode(
+    backbone: nn.Module,
+    ids: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    budget: int,
+    pooling: Pooling = "mean",
+) -> Tensor:
+    """Pooled last hidden states, with gradient; arguments as in `hidden_states`.
 
     Returns:
         (N, h) float32 in the order of `ids`, on the backbone's device; zeros for an empty list of ids.
@@ -116,7 +142,7 @@ def encode(backbone: nn.Module, ids: Sequence[Sequence[int]], *, pad_id: int, bu
     # waiting where weights are cut among them (ZeRO-3).
     read = ids if any(ids) else [*ids, [pad_id]]
     for batch, states, mask in hidden_states(backbone, read, pad_id=pad_id, budget=budget):
-        parts.append(mean_pool(states, mask))
+        parts.append(POOLS[pooling](states, mask))
         order.append(batch)
     width = backbone.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
     # Row `count` is the zero vector of the empty texts.
@@ -129,7 +155,12 @@ def encode(backbone: nn.Module, ids: Sequence[Sequence[int]], *, pad_id: int, bu
 
 @torch.inference_mode()
 def encode_inference(
-    backbone: nn.Module, ids: Sequence[Sequence[int]], *, pad_id: int, budget: int
+    backbone: nn.Module,
+    ids: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    budget: int,
+    pooling: Pooling = "mean",
 ) -> Tensor:
     """`encode` without gradient; dropout is the caller's business (`model.eval()`)."""
-    return encode(backbone, ids, pad_id=pad_id, budget=budget)
+    return encode(backbone, ids, pad_id=pad_id, budget=budget, pooling=pooling)

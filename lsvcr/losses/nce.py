@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lsvcr.losses.info_nce import masked_cross_entropy
+from lsvcr.losses.scores import softmax_of_scores
 from lsvcr.nn.similarity import unit
 from lsvcr.schema import PAD
 
@@ -65,11 +66,10 @@ def nce(
     drop: Tensor | None = None,
     log_counts: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of picking each query's key by cosine times the learned scale (HLLM, eq. 3).
+    """Cross-entropy of picking each query's key by cosine times the learned scale (the training loss of HLLM).
 
-    In-batch negatives: keys are the distinct targets of the batch, labels say which is whose, and `false_negatives` of
-    them are dropped. Sampled negatives: keys are the targets and behind them the sampled items, and targets of other
-    queries are dropped, too.
+    Keys are the distinct targets of the batch, labels say which is whose, and `false_negatives` of them are dropped.
+    For sampled negatives see `sampled_nce`.
 
     | input | shape | meaning |
     |---|---|---|
@@ -91,6 +91,35 @@ score as in `ranking.sampled_softmax` ("logQ"); the positive counts as it is |
             others = torch.arange(len(keys), device=keys.device) != labels.unsqueeze(1)
             logits = logits - log_counts * others
         return masked_cross_entropy(logits, labels, drop)
+
+
+def sampled_nce(
+    queries: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    log_scale: Tensor,
+    drop: Tensor | None = None,
+    log_counts: Tensor | None = None,
+) -> Tensor:
+    """As `nce`, against sampled items that all queries share and not against one another's targets.
+
+    | input | shape | meaning |
+    |---|---|---|
+    | queries | (P, d) any precision | as in `nce` |
+    | positives | (P, d) | item vector of each query's target |
+    | negatives | (K, d) | vectors of the sampled items |
+    | log_scale | scalar float32 | as in `nce` |
+    | drop | (P, K) bool, optional | samples that are no negatives of a query, see `false_negatives` |
+    | log_counts | (K,) float32, optional | as in `nce` |
+
+    Returns:
+        As `nce`.
+    """
+    with torch.autocast(device_type=queries.device.type, enabled=False):
+        asked = learned_scale(log_scale) * unit(queries)
+        own = (asked * unit(positives)).sum(dim=1)
+        others = asked @ unit(negatives).T
+        return softmax_of_scores(own, others if log_counts is None else others - log_counts, drop)
 
 
 class _Bounded(torch.autograd.Function):

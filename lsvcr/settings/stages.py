@@ -147,11 +147,24 @@ class EmbedSettings:
     llm_layers: int = option(0, "with checkpoint none: use the first N layers; 0 = all")
     output_dir: str = option("", "folder of the .npy files; empty = beside the checkpoint, or the dataset")
     full: bool = option(False, "also write the LLM's own mean-pooled states (*_full_embs.npy)")
-    max_text_length: int = option(0, "tokens of one title or comment; 0 = as in stage one, else 64")
+    max_text_length: int = option(
+        0, "tokens of one title or comment; 0 = as in stage one, else 64, with --item_prompt 256"
+    )
     text_token_budget: int = option(
         0, "tokens (padding included) of a batch; 0 = 1024 on a CPU, 16384 on a GPU"
     )
     bf16: bool | None = option(None, "compute in bfloat16; auto: where the processor has instructions for it")
+    item_prompt: Literal["none", "hllm"] = option(
+        "none",
+        "hllm: instead, write item_embs.npy, a vector a video of HLLM's prompt and its fields, for hllm_light",
+    )
+    pooling: Literal["auto", "mean", "last"] = option(
+        "auto",
+        "with --item_prompt: the mean over tokens, or the last token (auto), which has read all others",
+    )
+    item_fields: str = option(
+        "", "with --item_prompt: columns of videos to read, such as title,category; empty = those with words"
+    )
     only_new: bool = option(
         False,
         "take the vectors of unchanged titles and comments from an earlier export, read only the others",

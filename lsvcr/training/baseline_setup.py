@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lsvcr.baselines.registry import Entry, check_needs, find
+from lsvcr.baselines.registry import Entry, Inputs, check_needs, find
 from lsvcr.data.rank import RankData
 from lsvcr.data.rank_rows import TrainingRows
 from lsvcr.data.store import Dataset, open_dataset
@@ -69,13 +69,20 @@ class FittedSetup:
             "settings": asdict(self.settings),
             "seed": self.settings.seed if isinstance(self.settings, BaselineSettings) else None,
             "data_hash": self.dataset.data_hash,
+            "inputs": {name: dict(entry) for name, entry in self.inputs.items()},
             "processes": processes,
             "versions": versions(),
         }
 
     def identity(self, about: Mapping[str, Any]) -> dict[str, Any]:
-        """Which recommender it is."""
-        return {"recommender": about["model"]}
+        """Which recommender it is, and what it reads beside its dataset."""
+        read = {name: entry["sha256"] for name, entry in about["inputs"].items()}
+        return {"recommender": about["model"], **read}
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The files that the model reads beside its dataset."""
+        return self.entry.inputs(self.settings, self.dataset)
 
 
 @dataclass
@@ -146,14 +153,28 @@ def restore(
         dataset: that it was trained on.
 
     Raises:
-        UserError: another dataset, or a recommender or setting that is not there any more.
+        UserError: another dataset, or a recommender, a setting or a file it reads that is not there any more or has
+            changed.
     """
     manifest = weights.manifest
     check_dataset(folder, manifest, dataset)
     entry = find(manifest["model"])
-    setup = _build(entry, recorded_settings(entry.settings, manifest), dataset)
+    settings = recorded_settings(entry.settings, manifest)
+    _check_inputs(entry.inputs(settings, dataset), manifest.get("inputs", {}), folder)
+    setup = _build(entry, settings, dataset)
     checkpoint.load_into(setup.model, weights.tensors, source=str(folder))
     return setup, manifest
+
+
+def _check_inputs(found: Inputs, recorded: Inputs, folder: Path) -> None:
+    """Raise a UserError unless the files are those that the checkpoint in `folder` was trained on."""
+    for name, entry in found.items():
+        if name not in recorded or entry["sha256"] != recorded[name]["sha256"]:
+            was = recorded.get(name, {}).get("path", "another file")
+            raise UserError(
+                f"{entry['path']} does not hold the {name} that {folder} was trained on ({was}, as it was then): put "
+                "that file back, or train again"
+            )
 
 
 def _build(entry: Entry, settings: FittedSettings, dataset: Dataset) -> FittedSetup:

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ import numpy as np
 import torch.distributed as dist
 
 from lsvcr import schema
+from lsvcr.data.item_texts import ItemTexts, item_fields
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.data.text_slices import TextSlices
 from lsvcr.data.vectors import described, first_not_finite
-from lsvcr.llm.encoder import token_budget_batches
+from lsvcr.llm.encoder import Pooling, token_budget_batches
 from lsvcr.settings import EmbedSettings
 from lsvcr.training.embed_earlier import Earlier, differences, earlier_rows, open_earlier
 from lsvcr.training.embed_merge import Merger
@@ -50,7 +51,7 @@ class Job:
     """One table of texts and the files made of it."""
 
     what: str
-    """`titles` or `comments`."""
+    """`titles`, `comments` or `items`."""
     owner: str
     """What a row's raw id is the id of: `video` or `comment`."""
     texts: TextTable
@@ -85,10 +86,13 @@ def embed(settings: EmbedSettings) -> Path:
         )
     dataset = open_dataset(settings.data_path)
     source = checkpoint_folder(settings.checkpoint)
+    fields = _item_fields(settings, dataset, source)
     target = Path(settings.output_dir or source or settings.data_path)
     with _process_group(), work_folder(target) as work:
         embedder = load_embedder(settings, source)
-        jobs = _jobs(dataset, embedder, settings.full)
+        if fields:
+            embedder = _of_items(embedder, settings, fields)
+        jobs = [_item_job(dataset, fields)] if fields else _jobs(dataset, embedder, settings.full)
         anew = settings.overwrite and not work.moved
         if not broadcast_object(is_main() and _is_finished(target, jobs, embedder, dataset.data_hash, anew)):
             earlier = None
@@ -148,6 +152,44 @@ class _Task:
     job: Job
     plan: Plan
     parts: Parts
+
+
+def _item_fields(settings: EmbedSettings, dataset: Dataset, source: Path | None) -> list[str]:
+    """Columns of the item texts that are wanted; none where titles and comments are.
+
+    Raises:
+        UserError: flags that do not go together, or columns that are not there.
+    """
+    if settings.item_prompt == "none":
+        if settings.pooling == "last" or settings.item_fields:
+            flag = "--pooling last" if settings.pooling == "last" else "--item_fields"
+            raise UserError(f"{flag} is for the vectors of items: add --item_prompt hllm, or leave it out")
+        return []
+    if source is not None or settings.full:
+        flag = "--full" if source is None else f"--checkpoint {settings.checkpoint}"
+        raise UserError(
+            f"{flag} is for titles and comments, and HLLM's item vectors are the untuned LLM's: leave it out, or "
+            "leave --item_prompt out"
+        )
+    return item_fields(dataset, settings.item_fields)
+
+
+def _of_items(embedder: Embedder, settings: EmbedSettings, fields: list[str]) -> Embedder:
+    """The embedder for item texts, described so that nobody takes its vectors for others."""
+    pooling: Pooling = "mean" if settings.pooling == "mean" else "last"
+    about = {"item_prompt": settings.item_prompt, "item_fields": fields, "pooling": pooling}
+    return replace(embedder, pooling=pooling, about={**embedder.about, **about})
+
+
+def _item_job(dataset: Dataset, fields: list[str]) -> Job:
+    return Job(
+        what="items",
+        owner="video",
+        texts=ItemTexts(dataset, fields),
+        keys_file=schema.ITEM_KEYS_FILE,
+        short_file=None,
+        full_file=schema.ITEM_EMBEDDINGS_FILE,
+    )
 
 
 def _jobs(dataset: Dataset, embedder: Embedder, full: bool) -> list[Job]:

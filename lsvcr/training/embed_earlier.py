@@ -17,9 +17,12 @@ from lsvcr.training.embed_shared import CHUNK
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import load_npy, sha256_file, sha256_text
 
-IDENTITY = ("kind", "llm_layers", "weights", "parent", "max_text_length", "dtype")
+IDENTITY = (
+    *("kind", "llm_layers", "weights", "parent", "max_text_length", "dtype"),
+    *("item_prompt", "item_fields", "pooling"),
+)
 """Fields of `embeddings.json` that tell whether two exports give a text the same vector. Versions of packages are
-none of them: they change a vector by rounding."""
+none of them: they change a vector by rounding. The second row stands in descriptions of item vectors alone."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 import lsvcr
-from lsvcr.llm.encoder import encode_inference, tokenize
+from lsvcr.llm.encoder import Pooling, encode_inference, tokenize
 from lsvcr.llm.families import backbone, fingerprint, hidden_size, n_layers, unwrap
 from lsvcr.llm.four_bits import in_four_bits, obstacle
 from lsvcr.llm.loading import load_llm
@@ -30,6 +30,8 @@ STAGE_ONE_KIND = "stage-one"
 HEAD_PREFIX = "head."
 DEFAULT_TEXT_LENGTH = 64
 """Tokens of a text where neither the settings nor a checkpoint say how many; 0 in the settings leaves it to them."""
+ITEM_TEXT_LENGTH = 256
+"""The same for the texts of `--item_prompt`, as in HLLM's published code."""
 
 _log = get_logger(__name__)
 
@@ -48,6 +50,8 @@ class Embedder:
     """Tokens of one text."""
     about: dict[str, Any]
     """Where it comes from, for the description of what it makes."""
+    pooling: Pooling = "mean"
+    """What of the states of a text's tokens is its vector."""
 
     @property
     def width(self) -> int:
@@ -78,7 +82,13 @@ class Embedder:
             Text vectors (N, e) and the LLM's pooled states (N, h), float32; the same tensor without a head.
         """
         budget = len(ids) * max(map(len, ids))
-        pooled = encode_inference(self.backbone, ids, pad_id=self.tokenizer.pad_token_id, budget=budget)
+        pooled = encode_inference(
+            self.backbone,
+            ids,
+            pad_id=self.tokenizer.pad_token_id,
+            budget=budget,
+            pooling=self.pooling,
+        )
         return (pooled if self.head is None else self.head(pooled)), pooled
 
 
@@ -172,7 +182,8 @@ def _embedder(
     trained_length: int,
 ) -> Embedder:
     device = _device()
-    length = settings.max_text_length or trained_length or DEFAULT_TEXT_LENGTH
+    usual = DEFAULT_TEXT_LENGTH if settings.item_prompt == "none" else ITEM_TEXT_LENGTH
+    length = settings.max_text_length or trained_length or usual
     about = {
         "kind": "untuned" if head is None else "tuned",
         "width": hidden_size(model) if head is None else head.outer.out_features,

@@ -23,10 +23,10 @@ COMMON: dict[str, Any] = {
 }
 """Taken where a recommender has a setting of that name."""
 
-OWN: dict[str, dict[str, Any]] = {}
+OWN: dict[str, dict[str, Any]] = {"hllm_light": {"time_bucket_count": 64}}
 """Settings of single recommenders beside these."""
 
-IN_BATCH: set[str] = set()
+IN_BATCH: set[str] = {"hllm_light"}
 """Recommenders whose loss compares the rows of a batch with one another, so that it depends on how a step is cut."""
 
 
@@ -36,6 +36,16 @@ def small(entry: Entry, data: Path, out: Path, **changes: Any) -> FittedSettings
     chosen = {**COMMON, **OWN.get(entry.name, {}), **changes}
     named = {name: value for name, value in chosen.items() if name in known}
     return entry.settings(data_path=str(data), output_dir=str(out), **named)
+
+
+def embed_items(data: Path) -> None:
+    """Give a prepared dataset the vectors that recommenders over a frozen LLM's items read, by the tiny LLM."""
+    from lsvcr.settings import EmbedSettings
+    from lsvcr.training.embed import embed
+
+    embed(
+        EmbedSettings(data_path=str(data), model_name_or_path="tiny-random", bf16=False, item_prompt="hllm")
+    )
 
 
 def shorten(raw: Path) -> None:

@@ -23,7 +23,7 @@ from lsvcr.training.baseline_setup import FittedSetup, TrainedSetup, set_up
 from lsvcr.training.rank_batches import EpochBatches
 from lsvcr.training.rank_evaluate import evaluate_checkpoint
 from lsvcr.training.rank_restore import restore
-from tests.contract.small import IN_BATCH, shorten, small
+from tests.contract.small import IN_BATCH, embed_items, shorten, small
 from tests.tiny_world import write_raw
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -37,13 +37,15 @@ Ready = Callable[..., FittedSetup]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny world with histories of 4 to 7 likes."""
+    """The tiny world with histories of 4 to 7 likes, and its item vectors."""
     from lsvcr.data.prepare import prepare
     from lsvcr.settings import PrepareSettings
 
     folder = tmp_path_factory.mktemp("contract")
     shorten(write_raw(folder / "raw"))
-    return prepare(PrepareSettings(raw=str(folder / "raw"), out=str(folder / "data"), user_core=3))
+    made = prepare(PrepareSettings(raw=str(folder / "raw"), out=str(folder / "data"), user_core=3))
+    embed_items(made)
+    return made
 
 
 @pytest.fixture
@@ -110,6 +112,7 @@ def test_a_row_alone_and_padding_change_nothing(entry: Entry, ready: Ready) -> N
         batch,
         video_ids=torch.cat([batch.video_ids, none], dim=1),
         video_comments=torch.cat([batch.video_comments, none], dim=1),
+        video_times=torch.cat([batch.video_times, none], dim=1),
     )
     torch.testing.assert_close(scores(setup.model, wide), together, rtol=1e-5, atol=1e-5)
 
@@ -122,6 +125,7 @@ def test_an_empty_history_has_scores(entry: Entry, ready: Ready) -> None:
         batch,
         video_ids=torch.zeros(2, 1, dtype=torch.int64),
         video_comments=torch.zeros(2, 1, dtype=torch.int64),
+        video_times=torch.zeros(2, 1, dtype=torch.int64),
     )
     assert bool(scores(setup.model, empty).isfinite().all())
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from lsvcr.losses.info_nce import info_nce
-from lsvcr.losses.nce import LARGEST_SCALE, false_negatives, learned_scale, nce, start_log_scale
+from lsvcr.losses.nce import (
+    LARGEST_SCALE,
+    false_negatives,
+    learned_scale,
+    nce,
+    sampled_nce,
+    start_log_scale,
+)
 
 QUERIES = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
 KEYS = torch.tensor([[3.0, 4.0], [0.0, 5.0], [-1.0, 0.0]], dtype=torch.float64)
@@ -58,6 +65,18 @@ def test_value_and_gradients_are_those_of_info_nce_at_that_temperature() -> None
         torch.autograd.grad(ours, [queries, keys]), torch.autograd.grad(theirs, [queries, keys]), strict=True
     ):
         torch.testing.assert_close(one, other)
+
+
+def test_sampled_negatives_are_shared_and_other_targets_are_none() -> None:
+    """Against (-1, 0) and (0, 5): cosines -1, 0 of the first query; 0, 1 of the second, which is its target."""
+    negatives, drop = KEYS[[2, 1]], torch.tensor([[False, False], [False, True]])
+    found = sampled_nce(QUERIES, KEYS[:2], negatives, LOG_TWO, drop)
+    assert found.item() == pytest.approx((share(1.2, -2, 0) + share(2, 0)) / 2, rel=1e-12)
+    counts = torch.tensor([0.5, 4.0], dtype=torch.float64).log()
+    first = math.log((math.exp(1.2) + math.exp(-2) * 2 + 1 / 4) / math.exp(1.2))
+    second = math.log((math.exp(2) + 1 * 2) / math.exp(2))
+    found = sampled_nce(QUERIES, KEYS[:2], negatives, LOG_TWO, drop, counts)
+    assert found.item() == pytest.approx((first + second) / 2, rel=1e-12)
 
 
 def test_no_query_gives_zero_with_a_gradient() -> None:
