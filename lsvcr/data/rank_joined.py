@@ -29,7 +29,7 @@ class JoinedBatch:
         video_ids: (B, L) what is read, oldest first, padded with 0 on the right.
         targets: (B, L) the video that comes after each, 0 where there is none.
         items: (N,) every distinct video that any process's users read, have as target or draw; rising, without 0.
-        keys: (M,) distinct targets of all processes' users; with sampled negatives those of this process's.
+        keys: (M,) distinct targets of all processes' users, rising.
         negatives: (K,) sampled for all users together, of which any may be a target; (0,) without.
         weight: factor of the mean over this process's targets. The mean of the products over the micro-steps and
             processes of an optimiser step is the mean over all its targets.
@@ -105,7 +105,7 @@ class JoinedStream(TorchDataset[JoinedBatch]):
             video_ids=joined.video_ids[own],
             targets=targets,
             items=_distinct(torch.cat([*_videos(joined), joined.negatives])),
-            keys=_distinct(targets if self._negatives else joined.targets),
+            keys=_distinct(joined.targets),
             negatives=joined.negatives,
             weight=count * self._world * self._accumulation / terms,
         )

@@ -12,11 +12,14 @@ from lsvcr.data.rank_joined import JoinedBatch
 from lsvcr.llm.encoder import token_budget_batches
 from lsvcr.llm.families import backbone
 from lsvcr.llm.item_encoder import encode_ends
-from lsvcr.llm.item_texts import TokenTable
-from lsvcr.losses.nce import false_negatives, learned_scale, nce, start_log_scale
+from lsvcr.llm.item_tokens import TokenTable
+from lsvcr.losses.nce import false_negatives, learned_scale, nce, sampled_nce, start_log_scale
 from lsvcr.nn.similarity import unit
 from lsvcr.schema import PAD
 from lsvcr.utils.distributed import gather_values, gather_with_gradient, rank, world_size
+
+_ONE_BATCH = 1 << 40
+"""Tokens of what is a batch already, whatever learned tokens are added."""
 
 LEAST_SCALE = 1e-3
 """Least standard deviation that a state's number is divided by."""
@@ -62,9 +65,10 @@ class HllmHeads(nn.Module):
         return self.center.new_zeros(0, len(self.center)) if self.tokens is None else self.tokens
 
     def items(self, states: Tensor) -> Tensor:
-        """Item vectors of the item LLM's states: (N, h) -> (N, d) float32."""
+        """Item vectors of the item LLM's states: (N, h) -> (N, d) float32. A row of zeros (no text) stays one."""
+        some_text = states.abs().amax(dim=-1, keepdim=True) > 0
         standard = (states.float() - self.center.float()) / self.scale.float()
-        return F.linear(standard, self.project.weight.float(), self.project.bias.float())
+        return F.linear(standard, self.project.weight.float(), self.project.bias.float()) * some_text
 
     def inputs(self, vectors: Tensor) -> Tensor:
         """What the user LLM reads of item vectors (..., d): float32."""
@@ -124,25 +128,26 @@ class HllmModel(nn.Module):
         users.
         """
         vectors = self.batch_items(batch.items)  # (N, d)
+
+        def chosen(videos: Tensor) -> Tensor:
+            return F.embedding(torch.searchsorted(batch.items, videos), vectors)
+
         real = batch.targets != PAD
-        read = vectors[torch.searchsorted(batch.items, batch.video_ids.where(real, batch.items[:1]))]
+        read = chosen(batch.video_ids.where(real, batch.items[0]))  # (B, L, d)
         queries = self._states(read, real)[real]  # (P, d)
-        column = torch.cat([batch.keys, batch.negatives])
-        keys = vectors[torch.searchsorted(batch.items, column)]
-        targets = batch.targets[real]
+        targets, owners = batch.targets[real], real.nonzero()[:, 0]
         histories = torch.cat([batch.video_ids[:, :1], batch.targets], dim=1)
-        owners = real.nonzero()[:, 0]
-        drop = false_negatives(column, histories, owners)
-        if len(batch.negatives):
-            drop[:, : len(batch.keys)] = True  # the targets of others
-        labels = torch.searchsorted(batch.keys, targets)
         log_scale = self.heads.log_scale.float()[0]
-        loss = nce(queries, keys, labels, log_scale, drop)
+        others = batch.negatives if len(batch.negatives) else batch.keys
+        keys, drop = chosen(others), false_negatives(others, histories, owners)
+        if len(batch.negatives):
+            loss = sampled_nce(queries, chosen(targets), keys, log_scale, drop)
+        else:
+            loss = nce(queries, keys, torch.searchsorted(others, targets), log_scale, drop)
         sides = [unit(side.detach()).mean(dim=0) * len(batch) for side in (queries, keys)]
-        own = torch.zeros_like(drop).scatter_(1, labels[:, None], True)
         return {
             "loss": loss * batch.weight,
-            "negatives": (~(drop | own)).sum(dim=1).float().mean(),
+            "negatives": (~drop).sum(dim=1).float().mean(),
             "scale": learned_scale(log_scale.detach()),
             "directions": torch.stack(sides),
         }
@@ -178,9 +183,9 @@ class HllmModel(nn.Module):
         batches = token_budget_batches(self._texts.lengths, self._reading_budget)
         mine = batches[rank() :: world_size()]
         turns = -(-len(batches) // world_size())
-        read = [
-            self._read(batch, self._reading_budget) for batch in [*mine, *batches[:1] * (turns - len(mine))]
-        ][: len(mine)]
+        read = [self._read(batch, _ONE_BATCH) for batch in [*mine, *batches[:1] * (turns - len(mine))]][
+            : len(mine)
+        ]
         width, device = len(self.heads.center), self.heads.center.device
         states = gather_values(torch.cat([*read, torch.zeros(0, width, device=device)]))
         numbers = np.concatenate([*mine, np.zeros(0, dtype=np.int64)])

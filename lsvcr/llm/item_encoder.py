@@ -19,18 +19,19 @@ def encode_ends(
 
     Args:
         llm: causal LM or a `PeftModel` around one.
-        ids: N lists of token ids, none empty.
+        ids: N lists of token ids.
         tokens: (n, h) learned tokens; (0, h) for none.
         pad_id: any id of the vocabulary.
         budget: tokens of one batch, padding included.
 
     Returns:
-        (N, h) float32 in the order of `ids`, with gradient.
+        (N, h) float32 in the order of `ids`, with gradient; zeros for an empty list of ids.
     """
     device = next(llm.parameters()).device
-    # A process without a text reads something nevertheless: where weights are cut among the processes (ZeRO-3) the
-    # others would wait for it.
-    read = [[*row, *[pad_id] * len(tokens)] for row in (ids or [[pad_id]])]
+    # With no text at all the LLM reads something nevertheless: where weights are cut among the processes (ZeRO-3) the
+    # others would wait for this one.
+    texts = ids if any(ids) else [*ids, [pad_id]]
+    read = [[*row, *[pad_id] * len(tokens)] if row else [] for row in texts]
     lengths = np.fromiter(map(len, read), np.int64, len(read))
     parts, order = [], []
     for batch in token_budget_batches(lengths, budget):
@@ -38,8 +39,11 @@ def encode_ends(
         numbers, _ = padded([read[index] for index in batch], pad_id, device)
         parts.append(_ends(llm, numbers, ends, tokens))
         order.append(batch)
-    place = torch.from_numpy(np.argsort(np.concatenate(order)))[: len(ids)]
-    return torch.cat(parts)[place.to(device)]
+    # The row behind the last is the zero vector of the empty texts.
+    vectors = torch.cat([*parts, torch.zeros_like(parts[0][:1])])
+    place = torch.full((len(read),), len(vectors) - 1, dtype=torch.int64)
+    place[torch.from_numpy(np.concatenate(order))] = torch.arange(len(vectors) - 1)
+    return vectors[place[: len(ids)].to(device)]
 
 
 def _ends(llm: nn.Module, numbers: Tensor, ends: Tensor, tokens: Tensor) -> Tensor:

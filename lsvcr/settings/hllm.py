@@ -20,7 +20,7 @@ class HllmSettings(BaselineSettings):
     llm_layers: int = option(0, "use the first N layers of the item LLM; 0 = all")
     user_layers: int = option(0, "use the first N layers of the user LLM; 0 = all")
     item_fields: str = option(
-        "title", "columns of the videos' table that the item LLM reads, in this order: title,category,author"
+        "", "columns of videos that the item LLM reads, such as title,category; empty = those with words"
     )
     item_emb_token_n: int = option(
         0, "learned tokens behind a text whose mean state is its embedding; 0 = the state of its last token"

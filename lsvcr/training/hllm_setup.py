@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lsvcr.data.item_texts import item_fields
 from lsvcr.data.rank import RankBatch, RankData
 from lsvcr.data.rank_sequences import SequenceData
 from lsvcr.data.store import Dataset
@@ -17,7 +18,7 @@ from lsvcr.evaluation.metrics import parse_metric
 from lsvcr.llm.families import drop_vocabulary, fingerprint
 from lsvcr.llm.hllm import HllmHeads, HllmModel
 from lsvcr.llm.item_encoder import encode_ends
-from lsvcr.llm.item_texts import field_names, item_tokens
+from lsvcr.llm.item_tokens import TokenTable, item_tokens
 from lsvcr.llm.loading import fetch_llm, hidden_size, load_llm
 from lsvcr.llm.lora import add_lora
 from lsvcr.llm.recompute import enable_checkpointing
@@ -72,12 +73,14 @@ class HllmSetup:
         dataset: open.
         model: on the CPU at first.
         llms: fingerprints of the untuned LLMs, by their names in the manifest.
+        fields: columns of the videos that the item LLM reads.
     """
 
     settings: HllmSettings
     dataset: Dataset
     model: HllmModel
     llms: dict[str, str]
+    fields: list[str]
 
     @property
     def task(self) -> Task:
@@ -111,6 +114,7 @@ class HllmSetup:
             "seed": self.settings.seed,
             "data_hash": self.dataset.data_hash,
             "processes": processes,
+            "item_fields": self.fields,
             **self.llms,
         }
 
@@ -131,7 +135,6 @@ def check_settings(settings: HllmSettings) -> None:
         raise UserError("nothing to train: give --num_train_epochs or --max_steps above 0")
     if not 0 <= settings.warmup_ratio <= 1:
         raise UserError(f"--warmup_ratio {settings.warmup_ratio}: a share, between 0 and 1")
-    field_names(settings.item_fields)
     parse_metric(settings.metric_for_best_model)
 
 
@@ -155,7 +158,8 @@ def build(settings: HllmSettings, dataset: Dataset, config: Mapping[str, Any] | 
         item_llm, tokenizer = load_llm(names[0], dtype=dtype, llm_layers=settings.llm_layers)
         user_llm, _ = load_llm(names[1], dtype=dtype, llm_layers=settings.user_layers)
     _check_windows(settings, item_llm, user_llm)
-    texts = item_tokens(tokenizer, dataset, field_names(settings.item_fields), settings.max_text_length)
+    fields = item_fields(dataset, settings.item_fields)
+    texts = item_tokens(tokenizer, dataset, fields, settings.max_text_length)
     pad_id = int(tokenizer.pad_token_id)
     budget = settings.text_token_budget or (GPU_BUDGET if torch.cuda.is_available() else CPU_BUDGET)
     sizes, llms = [], {}
@@ -169,7 +173,7 @@ def build(settings: HllmSettings, dataset: Dataset, config: Mapping[str, Any] | 
     heads = HllmHeads(
         hidden_size(item_llm), hidden_size(user_llm), settings.item_emb_token_n, (sizes[0], sizes[1])
     )
-    some = _spread(len(texts) - 1)
+    some = _some_texts(texts)
     with torch.no_grad(), whole_while_used(item_llm):
         tokens = heads.learned_tokens().detach()
         heads.standardise(encode_ends(item_llm, texts.take(some), tokens, pad_id=pad_id, budget=budget))
@@ -182,7 +186,7 @@ def build(settings: HllmSettings, dataset: Dataset, config: Mapping[str, Any] | 
         budget=ONE_BATCH if is_cut(config) else budget,
         reading_budget=budget,
     )
-    return HllmSetup(settings, dataset, model, llms)
+    return HllmSetup(settings, dataset, model, llms, fields)
 
 
 def parameter_groups(model: HllmModel, settings: HllmSettings) -> list[dict[str, Any]]:
@@ -311,6 +315,13 @@ def _embedding_size(llm: Any) -> float:
     return float(embedding(ids).float().pow(2).mean().sqrt())
 
 
-def _spread(count: int) -> np.ndarray:
-    """At most `_STANDARD_TEXTS` of the videos 1 .. count, evenly spread."""
-    return np.unique(1 + np.arange(_STANDARD_TEXTS) * count // _STANDARD_TEXTS)
+def _some_texts(texts: TokenTable) -> np.ndarray:
+    """At most `_STANDARD_TEXTS` of the videos that have a text, evenly spread.
+
+    Raises:
+        UserError: fewer than two have one.
+    """
+    told = np.flatnonzero(texts.lengths)
+    if len(told) < 2:
+        raise UserError("fewer than two videos have any text: name other columns with --item_fields")
+    return told[np.unique(np.arange(_STANDARD_TEXTS) * len(told) // _STANDARD_TEXTS)]

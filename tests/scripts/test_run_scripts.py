@@ -1,4 +1,4 @@
-"""run_lora.sh, run_hllm.sh and finetune.sh: keys, flags, defaults and what is refused, by the commands DRY_RUN=1 prints."""
+"""run_lora.sh, run_hllm.sh, finetune.sh: keys, flags, defaults and what is refused, by what DRY_RUN=1 prints."""
 
 import os
 import shlex

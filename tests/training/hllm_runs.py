@@ -26,6 +26,7 @@ BASE = HllmSettings(
     eval_steps=3,
     max_steps=5,
     logging_steps=2,
+    item_fields="title",
     learning_rate=3e-3,
     text_token_budget=600,
     gradient_checkpointing=False,
