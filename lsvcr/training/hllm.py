@@ -105,7 +105,7 @@ def hllm(settings: HllmSettings) -> dict[str, Any]:
         trainer = HllmTrainer(setup, engine, device, cut=is_cut(config))
         trainer.run()
         report = trainer.test()
-    show(report)
+        show(report)  # while it is known which process is the first
     return report
 
 

@@ -1,5 +1,6 @@
 """run_lora.sh, run_hllm.sh, finetune.sh: keys, flags, defaults and what is refused, by what DRY_RUN=1 prints."""
 
+import json
 import os
 import shlex
 import shutil
@@ -132,8 +133,18 @@ def test_every_key_of_hllm_becomes_its_flag(scripts):
     place = train.index("-m", 4)
     assert train[place : place + 3] == ["-m", "lsvcr", "hllm"]
     refused(scripts.call("run_hllm.sh", "DRY_RUN=1", "--user_layer", "2"), "did you mean --user_layers?")
-    done = scripts.call("run_hllm.sh", "DATASET_PATH=no such folder", "NUM_GPUS=2")  # under torchrun
-    refused(done, "no such folder")
+
+
+def test_hllm_is_trained_by_two_processes_and_told_once(scripts, tiny_data):
+    words = ["BASE_MODEL_PATH=tiny-random", f"DATASET_PATH={tiny_data}", "OUTPUT_DIR=run", "NUM_GPUS=2"]
+    flags = "--max_steps 1 --llm_layers 1 --user_layers 1 --lora_r 2 --report_to none --bf16 False".split()
+    done = scripts.call("run_hllm.sh", *words, "DEV_BATCH_SIZE=4", *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Rec, test split") == 1
+    report = json.loads((scripts.here / "run" / "metrics.json").read_text())
+    assert report["model"] == "hllm_full" and report["protocols"].keys() == {"full", "sampled"}
+    manifest = json.loads((scripts.here / "run" / "best" / "manifest.json").read_text())
+    assert (manifest["processes"], manifest["step"]) == (2, 1)
 
 
 def test_flags_go_to_the_program_and_win_over_keys(scripts):

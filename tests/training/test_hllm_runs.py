@@ -125,6 +125,18 @@ def test_tables_and_comparisons_read_a_run(one: Runs, tiny_data: Path) -> None:
     assert compare(str(run), str(one[0] / "frozen"), question)
 
 
+def test_a_run_has_a_page(one: Runs, tmp_path: Path) -> None:
+    from lsvcr.experiments.report import write_report
+    from lsvcr.settings import ReportSettings
+
+    told = {}
+    for name in ("straight", "learns"):
+        page = write_report(ReportSettings(run=str(one[0] / name), out=str(tmp_path / f"{name}.html")))
+        told[name] = page.read_text()
+        assert "hllm_full" in told[name] and "with LLMs in training" in told[name]
+    assert "finished: 5 of 5 steps" in told["straight"]
+
+
 def test_another_dataset_is_refused(one: Runs, tiny_raw: Path, tmp_path: Path) -> None:
     from lsvcr.data.prepare import prepare
     from lsvcr.settings import PrepareSettings
