@@ -81,3 +81,6 @@ STAGE_TWO = "stage-two"
 
 BASELINE = "baseline"
 """`kind` in the manifests of `lsvcr train`, whose `model` is the recommender's name."""
+
+HLLM = "hllm"
+"""`kind` in the manifests of `lsvcr hllm`."""

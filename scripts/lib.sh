@@ -138,6 +138,23 @@ with socket.socket() as probe:
     print(probe.getsockname()[1])'
 }
 
+# torchrun's own arguments, into the array LAUNCH, from NUM_GPUS, MASTER_PORT and, for several machines, NNODES,
+# NODE_RANK and MASTER_ADDR.
+choose_launch() {
+    LAUNCH=(--nproc_per_node "$NUM_GPUS")
+    if [ "${NNODES:-1}" != "1" ]; then
+        [ -n "$NODE_RANK" ] && [ -n "$MASTER_ADDR" ] && [ -n "$MASTER_PORT" ] ||
+            fail "NNODES=$NNODES needs NODE_RANK, MASTER_ADDR and MASTER_PORT too, the last two the same on all machines"
+        LAUNCH+=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
+    elif [ -n "$MASTER_PORT" ]; then
+        check_port "$MASTER_PORT"
+        LAUNCH+=(--master_port "$MASTER_PORT")
+    else
+        # The launcher takes a free port by itself, without the gap between looking and using.
+        LAUNCH+=(--rdzv_backend c10d --rdzv_endpoint localhost:0)
+    fi
+}
+
 # The first existing of PATH as given (from the caller's folder) and PATH in the repository.
 locate() { if [ ! -e "$1" ] && [ -e "$ROOT/$1" ]; then printf '%s' "$ROOT/$1"; else printf '%s' "$1"; fi; }
 

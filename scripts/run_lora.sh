@@ -80,19 +80,4 @@ collect_flags() {
     FLAGS+=("${EXTRA[@]}")
 }
 
-choose_launch() {
-    LAUNCH=(--nproc_per_node "$NUM_GPUS")
-    if [ "${NNODES:-1}" != "1" ]; then
-        [ -n "$NODE_RANK" ] && [ -n "$MASTER_ADDR" ] && [ -n "$MASTER_PORT" ] ||
-            fail "NNODES=$NNODES needs NODE_RANK, MASTER_ADDR and MASTER_PORT too, the last two the same on all machines"
-        LAUNCH+=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
-    elif [ -n "$MASTER_PORT" ]; then
-        check_port "$MASTER_PORT"
-        LAUNCH+=(--master_port "$MASTER_PORT")
-    else
-        # The launcher takes a free port by itself, without the gap between looking and using.
-        LAUNCH+=(--rdzv_backend c10d --rdzv_endpoint localhost:0)
-    fi
-}
-
 main "$@"

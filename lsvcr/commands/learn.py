@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lsvcr.baselines.generative_settings import AlpacaSettings, GenerateSettings, TuneSettings
 from lsvcr.commands.command import Command
-from lsvcr.settings import ConvertSettings, EmbedSettings
+from lsvcr.settings import ConvertSettings, EmbedSettings, HllmSettings
 from lsvcr.utils.arguments import parse_settings
 from lsvcr.utils.errors import UserError
 
@@ -45,6 +45,12 @@ def _train(words: Sequence[str]) -> None:
     from lsvcr.training.baseline import run
 
     run(name, settings)
+
+
+def _hllm(settings: HllmSettings) -> None:
+    from lsvcr.training.hllm import hllm
+
+    hllm(settings)
 
 
 def _recommenders(known: "Mapping[str, Entry]") -> str:
@@ -98,6 +104,13 @@ COMMANDS = {
         needs=("checkpoint", "model_name_or_path", "out"),
     ),
     "train": Command(_TRAIN_SUMMARY, _TRAIN, _train),
+    "hllm": Command(
+        "Train HLLM, an LLM that reads videos' texts and one that reads histories, end to end (several processes: "
+        "scripts/run_hllm.sh).",
+        "lsvcr hllm --data_path demo/data --output_dir ckpt/hllm",
+        _hllm,
+        HllmSettings,
+    ),
     "alpaca": Command(
         "Write {instruction, input, output} records of a dataset as JSON lines.",
         "lsvcr alpaca --data_path demo/data --out ckpt/alpaca.jsonl",

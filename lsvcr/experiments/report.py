@@ -13,8 +13,8 @@ from lsvcr.experiments.report_log import MetricsLog, charts_by_prefix
 from lsvcr.experiments.report_read import RunRecord, TestPart, llm_of, read_run
 from lsvcr.experiments.report_state import state_of, timings
 from lsvcr.experiments.report_svg import figure, number
-from lsvcr.schema import BASELINE, METRICS_LOG_FILE, STAGE_ONE, STAGE_TWO, Task
-from lsvcr.settings import AlignSettings, BaselineSettings, RankSettings, ReportSettings
+from lsvcr.schema import BASELINE, HLLM, METRICS_LOG_FILE, STAGE_ONE, STAGE_TWO, Task
+from lsvcr.settings import AlignSettings, BaselineSettings, HllmSettings, RankSettings, ReportSettings
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_file
 
@@ -24,9 +24,14 @@ _STAGES = {
     STAGE_ONE: "stage one: alignment of LLM and SR model",
     STAGE_TWO: "stage two: fine-tuning",
     BASELINE: "another recommender",
+    HLLM: "another recommender, with LLMs in training",
     "": "unknown before the first checkpoint",
 }
-_CLASSES: dict[str, type] = {STAGE_ONE: AlignSettings, STAGE_TWO: RankSettings}
+_CLASSES: dict[str, type] = {
+    STAGE_ONE: AlignSettings,
+    STAGE_TWO: RankSettings,
+    HLLM: HllmSettings,
+}
 
 
 def write_report(settings: ReportSettings) -> Path:
@@ -82,7 +87,7 @@ def _head(record: RunRecord, card: DataCard) -> list[Html]:
     ]
     if converted := manifest.get("converted_from"):
         pairs.append(("converted from", str(converted.get("file", "unknown"))))
-    if record.stage == BASELINE:
+    if record.stage in (BASELINE, HLLM):
         pairs.insert(1, ("recommender", str(manifest.get("model", "unknown"))))
     if record.stage == STAGE_TWO:
         parent = manifest.get("parent") or {}
@@ -109,7 +114,7 @@ def _seed(manifest: Mapping[str, Any]) -> str:
 
 
 def _task(record: RunRecord) -> str:
-    if record.stage in (STAGE_TWO, BASELINE):
+    if record.stage in (STAGE_TWO, BASELINE, HLLM):
         return Task(record.manifest["task"]).label
     tasks = str(record.settings.get("tasks", "unknown"))
     return " and ".join(task.label for task in Task) if tasks == "both" else tasks

@@ -10,6 +10,7 @@ from lsvcr.experiments.report_log import MetricsLog, read_log
 from lsvcr.schema import (
     BASELINE,
     BEST_DIR,
+    HLLM,
     LAST_DIR,
     MANIFEST_FILE,
     METRICS_FILE,
@@ -137,10 +138,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
         return {}
     manifest = read_json(path)
     kind = manifest.get("kind") if isinstance(manifest, dict) else None
-    if kind not in (STAGE_ONE, STAGE_TWO, BASELINE):
+    if kind not in (STAGE_ONE, STAGE_TWO, BASELINE, HLLM):
         raise UserError(
             f"{path} is not the manifest of a checkpoint of a run; give a run folder that train.py, finetune.py or "
-            "`lsvcr train` wrote"
+            "`lsvcr train` or `lsvcr hllm` wrote"
         )
     odd = [name for name in _PARTS if not isinstance(manifest.get(name) or {}, dict)]
     if odd:

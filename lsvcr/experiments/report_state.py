@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lsvcr.experiments.report_log import MetricsLog
 from lsvcr.experiments.report_read import RunRecord
-from lsvcr.schema import BASELINE, STAGE_ONE
+from lsvcr.schema import BASELINE, HLLM, STAGE_ONE
 
 _SPEED_ENDINGS = ("_per_s", "_per_second")
 _OPEN = "interrupted, or still running"
@@ -25,6 +25,8 @@ def state_of(record: RunRecord) -> State:
         return State(False, f"no checkpoint yet, the log reaches step {record.log.last_step:,}: {_OPEN}")
     if record.stage == BASELINE and "num_train_epochs" not in record.settings:
         return State(bool(record.tests), "fitted, not trained" if record.tests else f"not tested: {_OPEN}")
+    if record.stage == HLLM:
+        return _hllm(record)
     return _stage_one(record) if record.stage == STAGE_ONE else _stage_two(record)
 
 
@@ -40,7 +42,9 @@ def timings(record: RunRecord, train_samples: int | None) -> list[tuple[str, str
     progress = record.manifest.get("progress") or {}
     if "epoch" in progress:
         found.append(("epochs", str(progress["epoch"])))
-    seconds = record.seconds if record.stage == STAGE_ONE else _epoch_seconds(record.log, train_samples)
+    seconds = (
+        record.seconds if record.stage in (STAGE_ONE, HLLM) else _epoch_seconds(record.log, train_samples)
+    )
     if seconds is not None:
         found.append(("time in training steps (without validation)", duration(seconds)))
         if seconds > 0 and step:
@@ -85,6 +89,17 @@ def _stage_one(record: RunRecord) -> State:
     if beyond > step:
         said += f" (the log reaches step {beyond:,}; it would go on from the checkpoint of step {step:,})"
     return State(False, said)
+
+
+def _hllm(record: RunRecord) -> State:
+    """Counted in steps as stage one, tested at its end as stage two."""
+    said = _stage_one(record)
+    step, steps = _steps_done(record), record.manifest["steps"]
+    if record.tests:
+        return State(
+            True, said.says if said.finished else f"finished: {step:,} of {steps:,} steps, stopped early"
+        )
+    return State(False, f"trained for {step:,} steps, but not tested: {_OPEN}") if said.finished else said
 
 
 def _stage_two(record: RunRecord) -> State:

@@ -50,6 +50,14 @@ def output_head(model: nn.Module) -> nn.Module:
     return head
 
 
+def drop_vocabulary(model: PreTrainedModel, *, reads: bool) -> None:
+    """Take the output head out of a causal LM whose states alone are wanted, and with it, unless it `reads` tokens, the
+    embeddings, for one that is given vectors: neither would ever have a gradient."""
+    model.set_output_embeddings(nn.Identity())
+    if not reads:
+        model.set_input_embeddings(nn.Identity())
+
+
 def hidden_size(model: nn.Module) -> int:
     """Width h of the hidden states."""
     return int(unwrap(model).config.get_text_config().hidden_size)

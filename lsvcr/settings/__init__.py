@@ -7,6 +7,7 @@ for it runs here unchanged. `lsvcr.utils.arguments` turns flags and YAML into th
 from lsvcr.settings.data import DoctorSettings, ExportOfficialSettings, PrepareSettings, SimulateSettings
 from lsvcr.settings.deploy import ExportSettings, RecommendSettings, ServeSettings
 from lsvcr.settings.fields import option
+from lsvcr.settings.hllm import HllmSettings
 from lsvcr.settings.judge import CompareSettings, EvaluateSettings, ReportSettings, TableSettings
 from lsvcr.settings.others import BaselineSettings, CompleteSettings, FittedSettings
 from lsvcr.settings.stages import AlignSettings, ConvertSettings, EmbedSettings, RankSettings, SRSettings
@@ -23,6 +24,7 @@ __all__ = [
     "ExportOfficialSettings",
     "ExportSettings",
     "FittedSettings",
+    "HllmSettings",
     "PrepareSettings",
     "RankSettings",
     "RecommendSettings",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lsvcr.data.align import AlignBatch, micro_batches, training_loader
 from lsvcr.data.align_taste import TasteBatch
@@ -26,48 +26,21 @@ from lsvcr.settings import AlignSettings
 from lsvcr.training import rehearsal
 from lsvcr.training.align_build import AlignParts, build, check_settings, make_plan, parameter_groups
 from lsvcr.training.align_eval import SELECTION
-from lsvcr.training.align_keep import (
-    checkpoint_bytes,
-    forget,
-    full_disk_told,
-    interrupted,
-    keep_step,
-    newest_good,
-    warn_if_tight,
-)
-from lsvcr.training.align_state import (
-    KIND,
-    check_same_run,
-    gather_state,
-    read_trainer,
-    restore_state,
-    run_lock,
-    trainable,
-    versions,
-    write_checkpoint,
-)
+from lsvcr.training.align_keep import checkpoint_bytes, interrupted, warn_if_tight
+from lsvcr.training.align_state import FREE_SETTINGS, KIND, trainable, versions, write_checkpoint
 from lsvcr.training.align_window import Window
 from lsvcr.training.engine import process_group, read_config, set_learning_rate, start_engine
-from lsvcr.training.engine_parts import keep_whole, numel, whole
+from lsvcr.training.engine_loop import EngineLoop
+from lsvcr.training.engine_parts import keep_whole, numel
 from lsvcr.training.head_start import head_start
-from lsvcr.training.schedule import learning_rate_factor
 from lsvcr.training.wide import wide_batches
-from lsvcr.utils.distributed import (
-    barrier,
-    broadcast_object,
-    from_main,
-    is_main,
-    rank,
-    world_size,
-)
+from lsvcr.utils.distributed import broadcast_object, is_main, rank, world_size
 from lsvcr.utils.errors import UserError
-from lsvcr.utils.logging import MetricsWriter, duration, get_logger, progress
+from lsvcr.utils.logging import get_logger
 from lsvcr.utils.precision import wants_bf16
 from lsvcr.utils.seeding import seed_everything
 
 _DROPOUT_STREAM = 42
-TIMED_STEPS = 20
-"""Steps after which a run tells when it will end."""
 
 PARTS = ("loss", "lm", "rec", "behaviour", "preference")
 
@@ -123,29 +96,21 @@ class _Micro:
     positions: Positions | None
 
 
-class AlignTrainer:
-    """The training loop around a DeepSpeed engine."""
+class AlignTrainer(EngineLoop):
+    """Stage one around a DeepSpeed engine."""
+
+    label = "stage one"
+    kind = KIND
+    free = FREE_SETTINGS
 
     def __init__(
         self, settings: AlignSettings, dataset: Dataset, parts: AlignParts, engine: Any, device: torch.device
     ) -> None:
-        self._settings, self._dataset, self._parts = settings, dataset, parts
-        self._engine, self._device = engine, device
         self._plan = make_plan(settings, len(parts.samples), world_size())
-        self._run = Path(settings.output_dir)
+        super().__init__(settings, self._plan, engine, device, dataset.data_hash)
+        self._settings, self._dataset, self._parts = settings, dataset, parts
         self._wide = wide_batches(settings, dataset, parts, device)
         self._names = (*PARTS, *(self._wide.names if self._wide else ()))
-        self._best: float | None = None
-        self._figures: dict[str, float] = {}
-        self._seconds = 0.0
-
-    def run(self) -> Path:
-        """Train from where the run stands to its end; see `align`."""
-        with run_lock(self._run), full_disk_told(self._run):
-            window = self._window()
-            start = self._standing(window)
-            self._look_for_room()
-            return self._train(start, window)
 
     def rehearse(self) -> Path:
         """Take the run's first steps, tell what the whole will take and write nothing."""
@@ -174,30 +139,6 @@ class AlignTrainer:
         )
         workers = self._settings.dataloader_num_workers
         return training_loader(self._parts.stream, self._parts.collator, numbers, workers)
-
-    def _train(self, start: int, window: Window) -> Path:
-        self._introduce(start)
-        writer = MetricsWriter(self._run, self._settings.report_to, resume_step=start)
-        batches, began = self._batches(start, self._plan.steps), time.monotonic()
-        self._engine.train()
-        with progress(self._plan.steps, "stage one") as bar:
-            bar.start_at(start)
-            for step in range(start, self._plan.steps):
-                self._step(step, batches, window)
-                done = step + 1
-                if done % self._settings.logging_steps == 0 or done == self._plan.steps:
-                    writer.log(done, self._log_line(step, window))
-                bar.advance(1, f"loss {window.last_loss:.3f}")
-                self._milestones(done, writer, window)
-                if done == start + TIMED_STEPS < self._plan.steps:
-                    self._forecast(done, time.monotonic() - began)
-        writer.close()
-        return self._finish()
-
-    def _forecast(self, done: int, seconds: float) -> None:
-        left = (self._plan.steps - done) * seconds / TIMED_STEPS
-        end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
-        logger.info(f"{seconds / TIMED_STEPS:.2f} s a step so far: {duration(left)} to go, until {end}")
 
     def _step(self, step: int, batches: Iterator[AlignBatch], window: Window) -> None:
         """One optimiser step: all its micro-batches forward and backward, then the update."""
@@ -258,73 +199,29 @@ class AlignTrainer:
     def _seed_dropout(self, micro: "_Micro") -> None:
         seed_everything(self._settings.seed, _DROPOUT_STREAM, micro.number, rank())
 
-    def _milestones(self, done: int, writer: MetricsWriter, window: Window) -> None:
-        """Validation and checkpoints that are due after `done` steps, and both at the end."""
-        at_end = done == self._plan.steps
-        save = at_end or (self._plan.save_every > 0 and done % self._plan.save_every == 0)
-        evaluate = at_end or (self._plan.eval_every > 0 and done % self._plan.eval_every == 0)
-        improved = self._evaluate(done, writer) if evaluate and self._parts.evaluator is not None else False
-        keep_best = improved and self._settings.load_best_model_at_end
-        if not save and not keep_best:
-            return
-        state, open_window = gather_state(self._engine), window.state()
-        with whole(self._engine.module.llm):
-            self._write(
-                done, state, open_window, save=save, best=keep_best or (at_end and not self._keeps_best())
-            )
-        barrier()
+    def _validates(self) -> bool:
+        return self._parts.evaluator is not None
 
-    def _write(
-        self, done: int, state: dict[str, Tensor], open_window: Any, *, save: bool, best: bool
-    ) -> None:
-        """The main process writes best/, last/ or both, after `done` steps."""
-        if not is_main():
-            return
-        model = self._engine.module
-        if best:
-            write_checkpoint(self._run / BEST_DIR, model, state, self._manifest(done))
-        if save:
-            trainer = {"step": done, "best": self._best, "seconds": self._seconds, "window": open_window}
-            state |= self._wide.cache.state() if self._wide else {}
-            write_checkpoint(self._run / LAST_DIR, model, state, self._manifest(done), trainer)
-            keep_step(self._run, self._settings.save_total_limit)
-
-    def _keeps_best(self) -> bool:
-        return self._settings.load_best_model_at_end and self._parts.evaluator is not None
-
-    def _evaluate(self, done: int, writer: MetricsWriter) -> bool:
-        """Validate, tell, and say whether this is the best so far."""
+    def _validate(self) -> tuple[dict[str, float], float, str]:
         assert self._parts.evaluator is not None
-        self._figures = self._parts.evaluator(self._engine.module)
-        writer.log(done, {f"val/{name}": value for name, value in self._figures.items()})
-        logger.info(f"step {done} of {self._plan.steps}, validation: {_told(self._figures)}")
-        better = self._best is None or self._figures[SELECTION] > self._best
-        if better:
-            self._best = self._figures[SELECTION]
-        return better
+        figures = self._parts.evaluator(self._engine.module)
+        return figures, figures[SELECTION], _told(figures)
 
-    def _standing(self, window: Window) -> int:
-        """Optimiser steps already done: 0, or where an interrupted run in the folder stopped; and its open window."""
-        if not broadcast_object(is_main() and interrupted(self._run)):
-            return 0
-        if not self._settings.resume:
-            if is_main():
-                forget(self._run)
-            barrier()
-            return 0
-        last = from_main(lambda: newest_good(self._run))
-        check_same_run(
-            last, dataclasses.asdict(self._settings), self._dataset.data_hash, self._plan.global_batch
-        )
-        state, standing = read_trainer(last)
-        if is_main() and last.name == LAST_DIR:
-            keep_step(self._run, self._settings.save_total_limit)
+    def _read_as_whole(self) -> nn.Module:
+        part: nn.Module = self._engine.module.llm
+        return part
+
+    def _write_best(self, done: int, state: dict[str, Tensor]) -> None:
+        write_checkpoint(self._run / BEST_DIR, self._engine.module, state, self._manifest(done))
+
+    def _write_last(self, done: int, state: dict[str, Tensor], standing: dict[str, Any]) -> None:
+        state |= self._wide.cache.state() if self._wide else {}
+        write_checkpoint(self._run / LAST_DIR, self._engine.module, state, self._manifest(done), standing)
+
+    def _of_the_engine(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         if self._wide:
             self._wide.cache.take(state)
-        restore_state(self._engine, state, standing["step"])
-        self._best, self._seconds = standing["best"], standing["seconds"]
-        window.take(standing["window"])
-        return int(standing["step"])
+        return state
 
     def _look_for_room(self) -> None:
         """Warn where the disk cannot hold the run's checkpoints."""
@@ -351,19 +248,6 @@ class AlignTrainer:
             f"{processes} on {self._device.type}" + (f"; continues after step {start:,}" if start else "")
         )
 
-    def _rate_factor(self, step: int) -> float:
-        settings = self._settings
-        return learning_rate_factor(step, self._plan.steps, settings.warmup_ratio, settings.lr_scheduler_type)
-
-    def _log_line(self, step: int, window: Window) -> dict[str, float]:
-        """Means over the steps since the last line and over processes."""
-        figures, seconds = window.close()
-        self._seconds += seconds
-        figures["train/grad_norm"] = window.norm
-        figures["train/learning_rate"] = self._settings.learning_rate * self._rate_factor(step)
-        figures["train/epoch"] = (step + 1) * self._plan.global_batch / self._plan.samples
-        return figures
-
     def _manifest(self, step: int) -> dict[str, Any]:
         return {
             "kind": KIND,
@@ -381,12 +265,6 @@ class AlignTrainer:
             "trained_parameters": sum(map(numel, trainable(self._engine.module).values())),
             "versions": versions(),
         }
-
-    def _finish(self) -> Path:
-        best = self._run / BEST_DIR
-        kind = "best" if self._keeps_best() else "last"
-        logger.info(f"stage one is done: {best} holds the {kind} checkpoint")
-        return best
 
 
 def _told(figures: dict[str, float]) -> str:

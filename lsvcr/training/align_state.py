@@ -11,7 +11,7 @@ stored whole, so a run may continue on another number of processes.
 
 import fcntl
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +27,6 @@ from lsvcr.llm.aligned import AlignedModel
 from lsvcr.llm.lora import WEIGHTS_FILE, adapter_tensors, delta_norm, save_adapter
 from lsvcr.models.checkpoint import save_into
 from lsvcr.schema import ADAPTER_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE, STAGE_ONE, TRAINER_FILE
-from lsvcr.settings import AlignSettings
 from lsvcr.training.align_keep import FILES, checkpoint_bytes, file_hashes, full_disk_told, settle
 from lsvcr.training.engine import MOMENTS, open_moments
 from lsvcr.training.engine_parts import set_master, set_parameter, shape
@@ -138,18 +137,39 @@ def write_checkpoint(
     prefix = f"{MASTER}.{HEADS}"
     heads = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     heads |= {name: value.detach().float().cpu() for name, value in model.heads.named_buffers()}
-    tensors: dict[Path, Mapping[str, Tensor]] = {Path(SR_WEIGHTS_FILE): heads}
+    if not hasattr(model.llm, "peft_config"):
+        write_folder(folder, heads, state, manifest, trainer)
+        return
+    if delta_norm(model.llm) == 0:
+        raise UserError("the LoRA adapter has learned nothing (B is zero): is --learning_rate 0?")
+    write_folder(folder, heads, state, manifest, trainer, model.llm)
+
+
+def write_folder(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    manifest: Mapping[str, Any],
+    trainer: Any = None,
+    adapted: Any = None,
+) -> None:
+    """As `write_checkpoint`, whatever `weights` (for sr.safetensors) are of.
+
+    Args:
+        folder, state, manifest, trainer: as there.
+        weights: by name.
+        adapted: LLM whose adapter goes to adapter/; None = there is none.
+    """
+    tensors: dict[Path, Mapping[str, Tensor]] = {Path(SR_WEIGHTS_FILE): weights}
     if trainer is not None:
         tensors[Path(TRAINER_WEIGHTS_FILE)] = state
-    if hasattr(model.llm, "peft_config"):
-        if delta_norm(model.llm) == 0:
-            raise UserError("the LoRA adapter has learned nothing (B is zero): is --learning_rate 0?")
-        tensors[Path(ADAPTER_DIR, WEIGHTS_FILE)] = adapter_tensors(model.llm)
+    if adapted is not None:
+        tensors[Path(ADAPTER_DIR, WEIGHTS_FILE)] = adapter_tensors(adapted)
     needed = sum(map(checkpoint_bytes, tensors.values()))
     with atomic_dir(folder) as temporary, full_disk_told(folder.parent, needed):
-        if hasattr(model.llm, "peft_config"):
-            save_adapter(model.llm, temporary / ADAPTER_DIR)
-        save_into(temporary, heads, manifest)
+        if adapted is not None:
+            save_adapter(adapted, temporary / ADAPTER_DIR)
+        save_into(temporary, weights, manifest)
         if trainer is not None:
             save_file(dict(state), temporary / TRAINER_WEIGHTS_FILE)
             write_json(temporary / TRAINER_FILE, trainer)
@@ -183,19 +203,31 @@ def read_trainer(last: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from None
 
 
-def check_same_run(last: Path, settings: Mapping[str, Any], data_hash: str, global_batch: int) -> None:
+def check_same_run(
+    last: Path, settings: Any, free: Collection[str], kind: str, data_hash: str, global_batch: int
+) -> None:
     """Refuse to continue from the checkpoint `last` of a run that was started with other settings or on other data.
+
+    Args:
+        last: the checkpoint's folder.
+        settings: of the run, a dataclass.
+        free: its fields that may change.
+        kind: of the run's checkpoints.
+        data_hash: of the dataset.
+        global_batch: samples of an optimiser step.
 
     Raises:
         UserError: names every difference and the ways out.
     """
     manifest = read_json(last / MANIFEST_FILE)
+    if manifest["kind"] != kind:
+        raise UserError(f"{last.parent} holds a run of another kind: use another --output_dir")
     # A setting that the run's version did not have yet: it did what the default does.
-    before = {**asdict(AlignSettings()), **manifest["settings"]}
+    before = {**asdict(type(settings)()), **manifest["settings"]}
     differences = [
         f"{name} was {before.get(name)!r}, is {value!r}"
-        for name, value in settings.items()
-        if name not in FREE_SETTINGS and before.get(name) != value
+        for name, value in asdict(settings).items()
+        if name not in free and before.get(name) != value
     ]
     if manifest["global_batch"] != global_batch:
         differences.append(

@@ -1,6 +1,6 @@
-"""Sums over the steps between two log lines of stage one: losses, speed, and whether the vectors still differ."""
+"""Sums over the steps between two log lines: losses, speed, and whether the vectors still differ."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,19 +12,36 @@ from lsvcr.utils.errors import UserError
 COLLAPSED, FEWEST_TO_JUDGE = 1e-5, 32
 """Variance of unit vectors below which they count as one, and samples that it takes to say so."""
 
+SIDES = {"sr": "SR user vectors", "llm": "LLM user vectors"}
+"""The two kinds of vectors that stage one brings together, as figures and sentences call them."""
+
+REMEDY = (
+    "Lower --learning_rate, raise --contrast_batch for more negatives, or look whether the texts of different users "
+    "differ at all"
+)
+
 
 class Window:
     """Sums between two log lines.
 
     Args:
         names: of the losses.
-        width: d of the user vectors.
+        width: d of the vectors.
         device: of the sums.
+        sides: two kinds of vectors, whose sums `directions` holds in this order.
+        remedy: what to do where the vectors of one kind have all become the same.
     """
 
-    def __init__(self, names: Sequence[str], width: int, device: torch.device) -> None:
-        self._names = names
-        # One sum a loss, then micro-batches, samples and tokens, then SR and LLM users' unit vectors.
+    def __init__(
+        self,
+        names: Sequence[str],
+        width: int,
+        device: torch.device,
+        sides: Mapping[str, str] = SIDES,
+        remedy: str = REMEDY,
+    ) -> None:
+        self._names, self._sides, self._remedy = names, sides, remedy
+        # One sum a loss, then micro-batches, samples and tokens, then both sides' unit vectors.
         self._sums = torch.zeros(len(names) + 3 + 2 * width, dtype=torch.float64, device=device)
         self.norm, self.last_loss, self.seconds = 0.0, float("nan"), 0.0
 
@@ -58,7 +75,7 @@ class Window:
         """Means of all processes by name, tokens a second, and seconds of training; every process must call it.
 
         Raises:
-            UserError: the user vectors of one side have all become the same; see `_check_alive`.
+            UserError: the vectors of one side have all become the same; see `_check_alive`.
         """
         seconds = self.seconds
         total = reduce_sum(self._sums)
@@ -67,19 +84,17 @@ class Window:
         batches, samples, tokens = total[count : count + 3].tolist()
         figures = {f"train/{name}": value / batches for name, value in zip(self._names, sums, strict=True)}
         figures["train/tokens_per_s"] = tokens / seconds
-        for side, mean in zip(("sr", "llm"), (total[count + 3 :] / samples).view(2, -1), strict=True):
+        for side, mean in zip(self._sides, (total[count + 3 :] / samples).view(2, -1), strict=True):
             figures[f"train/{side}_variance"] = 1 - float(mean.square().sum())
-            _check_alive(figures[f"train/{side}_variance"], int(samples), side)
+            self._check_alive(figures[f"train/{side}_variance"], int(samples), self._sides[side])
         self._sums.zero_()
         self.seconds = 0.0
         return figures, seconds
 
-
-def _check_alive(variance: float, samples: int, side: str) -> None:
-    """Stop where the unit vectors of many users differ by nothing: what is left is not worth training on."""
-    if samples >= FEWEST_TO_JUDGE and variance < COLLAPSED:
-        raise UserError(
-            f"the {side.upper()} user vectors have collapsed: the last {samples} samples' all point the same way "
-            f"(variance {variance:.1e} of at most 1). Lower --learning_rate, raise --contrast_batch for more "
-            "negatives, or look whether the texts of different users differ at all"
-        )
+    def _check_alive(self, variance: float, samples: int, vectors: str) -> None:
+        """Stop where the unit vectors of many differ by nothing: what is left is not worth training on."""
+        if samples >= FEWEST_TO_JUDGE and variance < COLLAPSED:
+            raise UserError(
+                f"the {vectors} have collapsed: the last {samples} samples' all point the same way "
+                f"(variance {variance:.1e} of at most 1). {self._remedy}"
+            )

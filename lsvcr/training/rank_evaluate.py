@@ -14,7 +14,7 @@ from lsvcr.evaluation.metrics import DEFAULT_METRICS
 from lsvcr.evaluation.protocol import FULL, Protocol
 from lsvcr.evaluation.result import Result, save_rows
 from lsvcr.models import checkpoint
-from lsvcr.schema import BEST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE, Split, Task
+from lsvcr.schema import BEST_DIR, MANIFEST_FILE, METRICS_FILE, SR_WEIGHTS_FILE, Split, Task
 from lsvcr.settings import FittedSettings, RankSettings
 from lsvcr.training.rank_contract import Evaluated
 from lsvcr.training.rank_restore import restore
@@ -46,11 +46,25 @@ def final_test(setup: Evaluated, folder: RunFolder, device: torch.device) -> dic
     weights = checkpoint.load(folder.best)
     checkpoint.load_into(setup.model, weights.tensors, source=str(folder.best))
     results = _evaluate(setup, Split.TEST, device, protocols(setup.settings), DEFAULT_METRICS)
-    report = _report(folder.best, weights.manifest, results)
+    return write_test(folder.path, weights.manifest, results)
+
+
+def write_test(run: Path, manifest: dict[str, Any], results: dict[str, Result]) -> dict[str, Any]:
+    """Write `metrics.json` and the per-row values of a run's test.
+
+    Args:
+        run: its folder; best/ in it was tested.
+        manifest: of best/.
+        results: by protocol, on every process.
+
+    Returns:
+        What `metrics.json` holds.
+    """
+    report = _report(run / BEST_DIR, manifest, results)
     if is_main():
         for name, result in results.items():
-            save_rows(folder.path / ROWS_FILE.format(name=name), result)
-        write_json(folder.metrics, report)
+            save_rows(run / ROWS_FILE.format(name=name), result)
+        write_json(run / METRICS_FILE, report)
     barrier()
     return report
 

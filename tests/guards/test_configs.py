@@ -20,6 +20,7 @@ CLASSES = {
     "baselines": settings.FittedSettings,
     "compare": settings.RankSettings,
     "generative": TuneSettings,
+    "hllm": settings.HllmSettings,
 }
 """Folder of config/ -> settings class, of which each recommender in baselines/ has its own."""
 
@@ -37,7 +38,7 @@ def test_every_folder_is_known_and_holds_something():
 
 @pytest.mark.parametrize(
     "path",
-    [*found("align"), *found("finetune"), *found("compare"), *found("generative")],
+    [*found("align"), *found("finetune"), *found("compare"), *found("generative"), *found("hllm")],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_a_run_file_builds_its_settings_and_says_what_it_is(path: Path):

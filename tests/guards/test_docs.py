@@ -19,6 +19,7 @@ FLAGS = {
     "train.py": settings.AlignSettings,
     "finetune.py": settings.RankSettings,
     "run_lora.sh": settings.AlignSettings,
+    "run_hllm.sh": settings.HllmSettings,
     "finetune.sh": settings.RankSettings,
     "train": settings.BaselineSettings,
     "table": settings.TableSettings,

@@ -1,5 +1,6 @@
-"""run_lora.sh and finetune.sh: keys, flags, defaults and what is refused, by the commands DRY_RUN=1 prints."""
+"""run_lora.sh, run_hllm.sh, finetune.sh: keys, flags, defaults and what is refused, by what DRY_RUN=1 prints."""
 
+import json
 import os
 import shlex
 import shutil
@@ -104,6 +105,48 @@ def test_every_key_of_stage_one_becomes_its_flag(scripts):
     assert flag(embed, "checkpoint") == "my runs/one" and flag(embed, "data_path") == "my data"
 
 
+def test_every_key_of_hllm_becomes_its_flag(scripts):
+    keys = {
+        "BASE_MODEL_PATH": ("model_name_or_path", "tiny-random"),
+        "USER_MODEL_PATH": ("user_model_name_or_path", "my llm"),
+        "DATASET_PATH": ("data_path", "my data"),
+        "OUTPUT_DIR": ("output_dir", "my runs/one"),
+        "LR": ("learning_rate", "1e-4"),
+        "SEED": ("seed", "7"),
+        "EPOCHS": ("num_train_epochs", "2"),
+        "DEV_BATCH_SIZE": ("per_device_train_batch_size", "3"),
+        "GRAD_ACCUMULATION_STEPS": ("gradient_accumulation_steps", "4"),
+        "NUM_WORKERS": ("dataloader_num_workers", "1"),
+        "WARMUP": ("warmup_ratio", "0.1"),
+        "WEIGHT_DECAY": ("weight_decay", "0.01"),
+        "STRATEGY": ("save_strategy", "steps"),
+        "SAVE_STEPS": ("save_steps", "5"),
+        "DEEPSPEED": ("deepspeed", "config/ds_z3_fp32.json"),
+        "GRAD_CKPT": ("gradient_checkpointing", "False"),
+    }
+    words = [f"{key}={value}" for key, (_, value) in keys.items()]
+    (train,) = scripts.commands("run_hllm.sh", "NUM_GPUS=3", *words, "--lora_r", "0")
+    expected = dict(keys.values()) | {"lora_r": "0", "nproc_per_node": "3"}
+    expected["deepspeed"] = str(scripts.root / expected["deepspeed"])
+    assert {name: flag(train, name) for name in expected} == expected
+    assert train[:4] == ["python", "-m", "lsvcr.utils.launch", "torchrun"]
+    place = train.index("-m", 4)
+    assert train[place : place + 3] == ["-m", "lsvcr", "hllm"]
+    refused(scripts.call("run_hllm.sh", "DRY_RUN=1", "--user_layer", "2"), "did you mean --user_layers?")
+
+
+def test_hllm_is_trained_by_two_processes_and_told_once(scripts, tiny_data):
+    words = ["BASE_MODEL_PATH=tiny-random", f"DATASET_PATH={tiny_data}", "OUTPUT_DIR=run", "NUM_GPUS=2"]
+    flags = "--max_steps 1 --llm_layers 1 --user_layers 1 --lora_r 2 --report_to none --bf16 False".split()
+    done = scripts.call("run_hllm.sh", *words, "DEV_BATCH_SIZE=4", *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Rec, test split") == 1
+    report = json.loads((scripts.here / "run" / "metrics.json").read_text())
+    assert report["model"] == "hllm_full" and report["protocols"].keys() == {"full", "sampled"}
+    manifest = json.loads((scripts.here / "run" / "best" / "manifest.json").read_text())
+    assert (manifest["processes"], manifest["step"]) == (2, 1)
+
+
 def test_flags_go_to_the_program_and_win_over_keys(scripts):
     train, embed = scripts.commands(
         "run_lora.sh", "SEED=1", "--seed", "2", "--output_dir=x", "--lora", "LR=1e-4", "--llm_layers", "10"
@@ -184,7 +227,7 @@ def test_what_is_misspelt_is_refused_with_the_nearest(scripts, script, words, pa
     refused(scripts.call(script, "DRY_RUN=1", *words), *parts)
 
 
-@pytest.mark.parametrize("script", ["run_lora.sh", "finetune.sh"])
+@pytest.mark.parametrize("script", ["run_lora.sh", "run_hllm.sh", "finetune.sh"])
 def test_help_names_every_key(scripts, script):
     done = scripts.call(script, "--help")
     text = (scripts.root / "scripts" / script).read_text()
