@@ -29,7 +29,9 @@ class BaselineSettings(FittedSettings):
     dataloader_num_workers: int = option(0, "worker processes that build batches")
     learning_rate: float = option(1e-3, "peak learning rate")
     weight_decay: float = option(0.0, "AdamW weight decay")
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = option("constant", "after warm-up")
+    lr_scheduler_type: Literal["constant", "linear", "cosine", "cosine_tenth"] = option(
+        "constant", "after warm-up; cosine_tenth ends at a tenth of the peak"
+    )
     warmup_ratio: float = option(0.0, "share of steps with rising learning rate")
     num_train_epochs: int = option(100, "at most this many epochs")
     patience: int = option(10, "stop after this many validations without a better metric")
