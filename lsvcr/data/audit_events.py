@@ -1,10 +1,9 @@
 """Checks of the arrays that samples point into: events, a video's comments, positives."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from lsvcr.data.audit_tally import ROWS, Check, Tally
+from lsvcr.data.histories import blocks, owners_between
 from lsvcr.data.store import CommentEvents, Csr, Dataset, VideoEvents
 from lsvcr.schema import Split, Task
 
@@ -34,21 +33,6 @@ def video_of_comments(dataset: Dataset) -> np.ndarray:
     found = np.zeros(dataset.n_comments + 1, np.int32)
     found[table.items] = np.repeat(np.arange(len(table.offsets) - 1, dtype=np.int32), np.diff(table.offsets))
     return found
-
-
-def owners_between(offsets: np.ndarray, first: int, last: int) -> np.ndarray:
-    """int64: the owner of each element of the slices `first` ... `last - 1`."""
-    return np.repeat(np.arange(first, last), np.diff(offsets[first : last + 1]))
-
-
-def blocks(offsets: np.ndarray, size: int = ROWS) -> Iterator[tuple[int, int]]:
-    """(first, last) of consecutive runs of slices that hold about `size` elements together, at least one slice."""
-    total, first = len(offsets) - 1, 0
-    while first < total:
-        last = int(np.searchsorted(offsets, offsets[first] + size, side="right")) - 1
-        last = min(max(last, first + 1), total)
-        yield first, last
-        first = last
 
 
 def _tables(dataset: Dataset) -> dict[str, tuple[Csr, int]]:
@@ -85,7 +69,7 @@ def _range_check(where: str, items: np.ndarray, most: int) -> Check:
 def _order_checks(where: str, events: VideoEvents | CommentEvents) -> list[Check]:
     """Sorted by time inside each user, and no item twice."""
     tally = Tally(where, len(events.items))
-    for first, last in blocks(events.offsets):
+    for first, last in blocks(events.offsets, ROWS):
         start, stop = int(events.offsets[first]), int(events.offsets[last])
         owners = owners_between(events.offsets, first, last)
         numbers = np.arange(start, stop)

@@ -1,5 +1,7 @@
 """Events as flat arrays with offsets, and searches inside every user's slice at once."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from lsvcr.data.store import Csr
@@ -76,6 +78,21 @@ def expand(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     inside = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
     return np.repeat(offsets[rows], lengths) + inside, starts
+
+
+def owners_between(offsets: np.ndarray, first: int, last: int) -> np.ndarray:
+    """int64: the owner of each element of the slices `first` ... `last - 1`."""
+    return np.repeat(np.arange(first, last), np.diff(offsets[first : last + 1]))
+
+
+def blocks(offsets: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
+    """(first, last) of consecutive runs of slices that hold about `size` elements together, at least one slice."""
+    total, first = len(offsets) - 1, 0
+    while first < total:
+        last = int(np.searchsorted(offsets, offsets[first] + size, side="right")) - 1
+        last = min(max(last, first + 1), total)
+        yield first, last
+        first = last
 
 
 def _changes(values: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ so that the result depends on the rows alone, not on threads or chunks.
 """
 
 import platform
+import shutil
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,9 +16,11 @@ import numpy as np
 
 from lsvcr import __version__, schema
 from lsvcr.data.assemble import Prepared, assemble
-from lsvcr.data.sources import OFFICIAL, SOURCES, reader
+from lsvcr.data.impressions import write_impressions
+from lsvcr.data.sources import OFFICIAL, SOURCES, read_logs
 from lsvcr.data.sources.logs import BadRows
 from lsvcr.data.sources.official import read as read_official
+from lsvcr.data.sources.spill import Spill
 from lsvcr.data.store import DATASET_KIND, is_dataset
 from lsvcr.settings import PrepareSettings
 from lsvcr.utils.errors import UserError
@@ -26,6 +29,9 @@ from lsvcr.utils.logging import get_logger
 
 _ROW_GROUP = 65_536
 """Rows of a parquet row group; fixed, so that the files' hashes are the same on every machine."""
+
+_SPILL = ".spill"
+"""Impressions wait here, inside the unfinished dataset, and go before it is complete."""
 
 _log = get_logger(__name__)
 
@@ -43,13 +49,15 @@ def prepare(settings: PrepareSettings) -> Path:
     """
     out = _check(settings)
     bad = BadRows(settings.skip_bad_rows)
-    if settings.source == OFFICIAL:
-        prepared = read_official(settings, bad)
-    else:
-        # Raw frames are handed over without a name here: kept until the end, they would be half of the memory.
-        prepared = assemble(reader(settings.source)(settings, bad), settings, bad)
     with atomic_dir(out) as folder:
-        _write(folder, prepared, settings, bad)
+        spill = Spill(folder / _SPILL)
+        if settings.source == OFFICIAL:
+            prepared = read_official(settings, bad)
+        else:
+            # Raw frames are handed over without a name here: kept until the end, they would be half of the memory.
+            prepared = assemble(read_logs(settings, bad, spill), settings, bad)
+        _write(folder, prepared, spill)
+        _describe(folder, prepared, settings, bad)
     _report(out, prepared, bad)
     return out
 
@@ -74,13 +82,22 @@ def _check(settings: PrepareSettings) -> Path:
     return out
 
 
-def _write(folder: Path, prepared: Prepared, settings: PrepareSettings, bad: BadRows) -> None:
+def _write(folder: Path, prepared: Prepared, spill: Spill) -> None:
+    """Tables, arrays and impressions; the figures of the impressions join the counts."""
     for name, table in prepared.tables.items():
         table.write_parquet(folder / name, compression="zstd", row_group_size=_ROW_GROUP)
     for name, array in prepared.arrays.items():
         path = folder / f"{name}.npy"
         path.parent.mkdir(exist_ok=True)
         np.save(path, np.ascontiguousarray(array))
+    if spill:
+        users, videos = (prepared.tables[name] for name in (schema.USERS_FILE, schema.VIDEOS_FILE))
+        prepared.counts["impressions"] = write_impressions(spill, users, videos, folder)
+        shutil.rmtree(folder / _SPILL)
+
+
+def _describe(folder: Path, prepared: Prepared, settings: PrepareSettings, bad: BadRows) -> None:
+    """The manifest, with the hash of every file that is there."""
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(folder.rglob("*"))
@@ -126,6 +143,11 @@ def _report(out: Path, prepared: Prepared, bad: BadRows) -> None:
             for name in ("users", "videos", "cold_videos", "comments", "video_events", "comment_events")
         ),
     )
+    if "impressions" in counts:
+        _log.info(
+            "%s impressions, %s clicked; %s of users or videos outside the dataset left out",
+            *(f"{counts['impressions'][name]:,}" for name in ("rows", "clicked", "left_out")),
+        )
     for task, sizes in counts["samples"].items():
         _log.info("%s samples: %s", task, ", ".join(f"{size:,} {split}" for split, size in sizes.items()))
     if not counts["samples"]["comm_rank"]["test"]:

@@ -8,6 +8,7 @@ video_comments/{offsets,items}.npy                comments of video v, most like
 samples/{rec,comm_rank}.{train,val,test}.npy      SAMPLE_DTYPE, + .positive_{offsets,items} for comm_rank
 candidates/{rec,comm_rank}.{val,test}.npy         seeded candidates, + .offsets for comm_rank
 train_counts/{videos,comments}.npy                interactions that training may know of
+impressions/{offsets,items,times,clicked}.npy     only where the source has them: what user u was shown
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,9 @@ from lsvcr.utils.io import load_npy, read_json, sha256_file
 
 DATASET_KIND = "dataset"
 """The manifest's `kind`, which tells a prepared dataset from other artefact folders."""
+
+IMPRESSIONS = "impressions"
+"""Folder of the arrays of `Impressions` inside a prepared dataset."""
 
 SAMPLE_DTYPE = np.dtype(
     [("user", "<i4"), ("cut", "<i8"), ("video_end", "<i8"), ("comment_end", "<i8"), ("video", "<i4")]
@@ -81,6 +85,23 @@ class CommentEvents(NamedTuple):
     """int64 (n_events,): Unix milliseconds."""
     groups: np.ndarray
     """int32 (n_events,): entry number inside the user's history."""
+
+
+class Impressions(NamedTuple):
+    """Every video a user was shown, user by user, by (time, input row); row u of `offsets` is user u, row 0 is empty.
+
+    A video may stand there several times. Nothing is cut away at any split: who trains on them takes only those whose
+    time is below a sample's `cut`.
+    """
+
+    offsets: np.ndarray
+    """int64 (n_users + 2,)."""
+    items: np.ndarray
+    """int32 (n_impressions,): video index."""
+    times: np.ndarray
+    """int64 (n_impressions,): Unix milliseconds."""
+    clicked: np.ndarray
+    """uint8 (n_impressions,): 1 = clicked, 0 = shown and passed over."""
 
 
 class Samples:
@@ -168,6 +189,8 @@ class Dataset:
     comment_events: CommentEvents
     video_comments: Csr
     """Row v holds the comments of video v, most liked first, ties by comment index; row 0 is empty."""
+    impressions: Impressions | None = None
+    """None where the source had none or `lsvcr prepare` was told to leave them out."""
 
     def samples(self, task: Task | str, split: Split | str) -> Samples:
         """The samples of a task and split; `positives` is set for comm_rank."""
@@ -267,6 +290,11 @@ def open_dataset(path: str | Path, verify: bool = False) -> Dataset:
     comment_events = CommentEvents(
         *(_mapped(root / f"events/comment_{field}.npy") for field in CommentEvents._fields)
     )
+    impressions = None
+    if f"{IMPRESSIONS}/offsets.npy" in manifest["files"]:
+        impressions = Impressions(
+            *(_mapped(root / IMPRESSIONS / f"{field}.npy") for field in Impressions._fields)
+        )
     return Dataset(
         root=root,
         manifest=manifest,
@@ -277,6 +305,7 @@ def open_dataset(path: str | Path, verify: bool = False) -> Dataset:
         video_events=video_events,
         comment_events=comment_events,
         video_comments=Csr(*(_mapped(root / f"video_comments/{field}.npy") for field in Csr._fields)),
+        impressions=impressions,
     )
 
 

@@ -35,6 +35,13 @@ class PrepareSettings:
     comment_signals: str = option(
         "is_like,is_reply", "kuaicomt: columns that count as an interaction with a comment"
     )
+    impressions: bool = option(
+        True, "kuaicomt, tables: also write what users were shown and whether they clicked, for click models"
+    )
+    click_signal: str = option(
+        "is_click",
+        "kuaicomt: columns that count as a click; where all are empty, --signals stand in for them",
+    )
     min_rating: float = option(3.5, "movielens, amazon: ratings at or above this count as a like")
     columns: str = option("", "tables: YAML file that names files and columns; empty = columns.yaml in --raw")
     candidates: int = option(100, "stored evaluation candidates of a sample")

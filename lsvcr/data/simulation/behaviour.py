@@ -200,6 +200,24 @@ def draw_comment_likes(rng: np.random.Generator, world: Samplers, tastes: Tastes
     return chosen.take(np.arange(len(chosen)))
 
 
+def appeal(world: Samplers, tastes: Tastes, seen: Events) -> np.ndarray:
+    """(E,) 0 to 1: how much of what the user wants most at that time, in topic and tone, is in the video.
+
+    A second topic counts by its weight.
+    """
+    shape, videos = world.preset.shape, world.videos
+    found = np.empty(len(seen))
+    for part in np.array_split(np.arange(len(seen)), max(1, len(seen) // 50_000)):
+        topic, tone = taste_at(
+            tastes, shape, world.related, world.n_tones, seen.user[part], seen.time[part], "video"
+        )
+        row, video = np.arange(len(part)), seen.item[part]
+        other = shape.second_topic_weight * (videos.second[video] != NONE)
+        of_topic = (1 - other) * topic[row, videos.topic[video]] + other * topic[row, videos.second[video]]
+        found[part] = of_topic / topic.max(axis=1) * tone[row, videos.tone[video]] / tone.max(axis=1)
+    return found
+
+
 def draw_unliked(
     rng: np.random.Generator, world: Samplers, tastes: Tastes, likes: Events, comment_likes: Events
 ) -> Events:

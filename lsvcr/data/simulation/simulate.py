@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lsvcr.data.simulation import tables
-from lsvcr.data.simulation.behaviour import Samplers, draw_comment_likes, draw_likes, draw_unliked
+from lsvcr.data.simulation.behaviour import Samplers, appeal, draw_comment_likes, draw_likes, draw_unliked
 from lsvcr.data.simulation.lexicon import Lexicon, load_lexicon
 from lsvcr.data.simulation.presets import PRESETS, Preset
 from lsvcr.data.simulation.sampler import BucketSampler
@@ -29,7 +29,7 @@ from lsvcr.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
-SIMULATION_VERSION = 1
+SIMULATION_VERSION = 2
 _VIDEOS, _COMMENTS, _IDS, _TASTES, _ACTS, _TITLES, _CONTENTS, _EXTRAS, _SHARES = range(9)
 
 
@@ -113,7 +113,8 @@ def _act(folder: Path, world: Samplers, users: np.ndarray, seed: int) -> tuple[T
         likes = draw_likes(rng, world, tastes)
         comment_likes = draw_comment_likes(rng, world, tastes, likes)
         unliked = draw_unliked(rng, world, tastes, likes, comment_likes)
-        inter.add(tables.impressions(rng, world.videos, ids, likes, unliked))
+        suits = appeal(world, tastes, unliked)
+        inter.add(tables.impressions(rng, world.videos, ids, likes, unliked, suits))
         comment_inter.add(tables.comment_interactions(rng, world.videos, world.comments, ids, comment_likes))
         features.add(tables.user_features(rng, ids))
         parts.append(tastes)

@@ -12,6 +12,8 @@ from lsvcr.data.simulation.world import Comments, Videos
 ACTIVITY = np.array(["full_active", "high_active", "middle_active", "low_active"])
 RANGES = np.array(["0", "(0,10]", "(10,50]", "(50,100]", "(100,150]", "(150,250]", "(250,500]", "500+"])
 RANGE_EDGES = np.array([0, 10, 50, 100, 150, 250, 500])
+CLICK_LEAST, CLICK_MOST = 0.1, 0.9
+"""Chance of a click without a like, of a video that suits the user not at all and best."""
 AGES = np.array(["0-12", "12-17", "18-23", "24-30", "31-40", "41-49", "50+"])
 
 
@@ -34,15 +36,24 @@ def _flag(rng: np.random.Generator, chance: np.ndarray) -> np.ndarray:
 
 
 def impressions(
-    rng: np.random.Generator, videos: Videos, user_ids: np.ndarray, likes: Events, unliked: Events
+    rng: np.random.Generator,
+    videos: Videos,
+    user_ids: np.ndarray,
+    likes: Events,
+    unliked: Events,
+    appeal: np.ndarray,
 ) -> pl.DataFrame:
-    """Rows of `user_video_inter.csv` in time order of the block."""
+    """Rows of `user_video_inter.csv` in time order of the block.
+
+    What is liked was clicked; of the rest, the more the better it suits the user: `appeal` (len(unliked),), 0 to 1.
+    """
     user = np.concatenate((likes.user, unliked.user))
     video = np.concatenate((likes.item, unliked.item))
     time = np.concatenate((likes.time, unliked.time))
     liked = np.arange(len(user)) < len(likes)
+    click = np.concatenate((np.ones(len(likes)), CLICK_LEAST + (CLICK_MOST - CLICK_LEAST) * np.sqrt(appeal)))
     order = np.argsort(time, kind="stable")
-    user, video, time, liked = user[order], video[order], time[order], liked[order]
+    user, video, time, liked, click = user[order], video[order], time[order], liked[order], click[order]
     duration = videos.duration_ms[video]
     part = np.where(liked, rng.beta(5, 1.2, len(user)) * 1.3, rng.beta(1.1, 2.2, len(user)))
     played = np.round(duration * part)
@@ -53,7 +64,7 @@ def impressions(
             "video_id": videos.raw_id[video],
             "p_hourmin": (time % DAY_MS) // HOUR_MS * 100 + (time % HOUR_MS) // 60_000,
             "time_ms": time.astype(np.float64),
-            "is_click": _flag(rng, np.where(liked, 0.97, 0.4)),
+            "is_click": _flag(rng, click),
             "is_like": liked.astype(np.int8),
             "is_follow": _flag(rng, np.where(liked, 0.04, 0.002)),
             "is_comment": _flag(rng, np.where(liked, 0.03, 0.004)),

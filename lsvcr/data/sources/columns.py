@@ -6,13 +6,23 @@ from typing import Literal
 import polars as pl
 
 Kind = Literal[
-    "id", "key", "milliseconds", "seconds", "microseconds", "datetime", "flag", "number", "count", "text"
+    "id",
+    "key",
+    "milliseconds",
+    "seconds",
+    "microseconds",
+    "datetime",
+    "flag",
+    "mark",
+    "number",
+    "count",
+    "text",
 ]
 """How a column is read.
 
 id -> int64. key -> str, not empty. milliseconds, seconds, microseconds and datetime (ISO 8601, UTC where it names
-no zone) -> int64 Unix ms, not negative. flag -> bool from 0, 1, true or false. number -> float64. count -> int64,
-not negative, empty is 0. text -> str, empty allowed.
+no zone) -> int64 Unix ms, not negative. flag -> bool from 0, 1, true or false. mark -> a flag, null where empty.
+number -> float64. count -> int64, not negative, empty is 0. text -> str, empty allowed.
 """
 
 WORDS: dict[str, str] = {
@@ -23,6 +33,7 @@ WORDS: dict[str, str] = {
     "microseconds": "a time in Unix microseconds, not negative",
     "datetime": "a date and time such as 2024-05-31 18:00:00",
     "flag": "0 or 1",
+    "mark": "0, 1 or empty",
     "number": "a number",
     "count": "a number, not negative",
     "text": "a text",
@@ -33,10 +44,11 @@ _TO_MS = {"milliseconds": 1.0, "seconds": 1000.0, "microseconds": 0.001}
 
 @dataclass(frozen=True)
 class Column:
-    """A column that is needed, by its name in the header."""
+    """A column that is needed, by its name in the header; an optional one may be absent (CSV files alone)."""
 
     name: str
     kind: Kind
+    optional: bool = False
 
 
 def typed(column: Column, dtype: pl.DataType | None = None) -> pl.Expr:
@@ -54,7 +66,7 @@ def typed(column: Column, dtype: pl.DataType | None = None) -> pl.Expr:
         return raw.cast(pl.String)
     if kind == "text":
         return raw.cast(pl.String).fill_null("")
-    if kind == "flag":
+    if kind in ("flag", "mark"):
         return _flag(raw, dtype)
     if dtype.is_temporal():
         return raw.dt.epoch("ms")
@@ -80,6 +92,8 @@ def is_good(column: Column, dtype: pl.DataType | None = None) -> pl.Expr:
         return raw.is_not_null() & (raw.cast(pl.String) != "")
     if kind in ("id", "flag"):
         return typed(column, dtype).is_not_null()
+    if kind == "mark":
+        return typed(column, dtype).is_not_null() | raw.is_null()
     if kind == "datetime" or dtype.is_temporal():
         return (typed(column, dtype) >= 0).fill_null(False)
     number = raw.cast(pl.Float64, strict=False)

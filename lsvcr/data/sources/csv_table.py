@@ -17,6 +17,7 @@ import polars as pl
 from lsvcr.data.sources.columns import WORDS, Column, is_good, typed
 from lsvcr.data.sources.logs import LISTED, ROW, BadRows, drop_repeated
 from lsvcr.data.sources.raw_bytes import UNREADABLE, cut_short, open_raw, read_through
+from lsvcr.data.sources.spill import Spill, disk_full
 from lsvcr.utils.errors import UserError
 
 _MARKS = {";": "semicolons", "\t": "tabs", "|": "bars", "::": "double colons", ",": "commas"}
@@ -50,6 +51,11 @@ class CsvTable:
         self._separator = separator
         self._lossy = lossy
         self._header = self._read_header()
+        self._columns = tuple(column for column in columns if self.has(column.name))
+
+    def has(self, name: str) -> bool:
+        """Whether the header names this column."""
+        return name in self._header
 
     def collect(self, bad: BadRows, keep: pl.Expr | None = None) -> tuple[pl.DataFrame, int]:
         """Read the file once.
@@ -69,18 +75,35 @@ class CsvTable:
         frame, size, _ = self.collect_part(bad, keep)
         return frame, size
 
+    def collect_and_spill(
+        self, bad: BadRows, keep: pl.Expr, spill: Spill, columns: Sequence[pl.Expr]
+    ) -> tuple[pl.DataFrame, int]:
+        """As `collect`, and in the same reading `row` and `columns` of every whole row go to `spill`."""
+        frame, size, _ = self._collect(bad, keep, spill, columns)
+        return frame, size
+
     def collect_part(self, bad: BadRows, keep: pl.Expr | None = None) -> tuple[pl.DataFrame, int, int]:
         """As `collect`, for a file that others follow; third comes the number that its next row would have."""
+        return self._collect(bad, keep, None, ())
+
+    def _collect(
+        self, bad: BadRows, keep: pl.Expr | None, spill: Spill | None, columns: Sequence[pl.Expr]
+    ) -> tuple[pl.DataFrame, int, int]:
         rows = self._scan()
         wanted = rows if keep is None else rows.filter(keep | (pl.col(_FAULT) > 0))
-        figures = rows.select(pl.len(), (pl.col(ROW).max() + 1).fill_null(0))
+        queries = [wanted, rows.select(pl.len(), (pl.col(ROW).max() + 1).fill_null(0))]
+        if spill is not None:
+            whole = rows.filter(pl.col(_FAULT).is_in([0, _PERHAPS_TOO_FEW]))
+            queries.append(spill.sink(whole.select(ROW, *columns)))
         try:
-            frame, sizes = pl.collect_all([wanted, figures], engine="streaming")
+            frame, sizes, *_ = pl.collect_all(queries, engine="streaming")
         except (pl.exceptions.ComputeError, pl.exceptions.SchemaError, OSError) as error:
-            raise self._damage(str(error)) from None
+            raise disk_full(error) or self._damage(str(error)) from None
         if not frame[ROW].is_sorted():
             frame = frame.sort(ROW)
-        frame = self._without_faults(frame, bad)
+        frame, short = self._without_faults(frame, bad)
+        if spill is not None:
+            spill.leave_out(short)
         if keep is not None:
             frame = frame.filter(keep)
         size, end = sizes.row(0)
@@ -113,7 +136,7 @@ class CsvTable:
         repeated = [name for name in dict.fromkeys(header) if header.count(name) > 1]
         if repeated:
             raise UserError(f"{self.path}, line 1: the header names {repeated[0]!r} twice; rename one")
-        needed = [column.name for column in self._columns]
+        needed = [column.name for column in self._columns if not column.optional]
         missing = [name for name in needed if name not in header]
         if not missing:
             return header
@@ -154,7 +177,8 @@ class CsvTable:
         values = [typed(column).alias(column.name) for column in self._columns]
         return rows.select(ROW, *values, fault.otherwise(0).cast(pl.UInt8).alias(_FAULT))
 
-    def _without_faults(self, frame: pl.DataFrame, bad: BadRows) -> pl.DataFrame:
+    def _without_faults(self, frame: pl.DataFrame, bad: BadRows) -> tuple[pl.DataFrame, list[int]]:
+        """The whole rows, and the numbers of those that end too early, which Polars cannot tell."""
         suspects = frame.filter(pl.col(_FAULT) == _PERHAPS_TOO_FEW)[ROW].to_numpy()
         short = [
             row
@@ -173,7 +197,7 @@ class CsvTable:
             ]
             bad.add(self.name, broken.height, lines)
             frame = frame.filter(~is_broken)
-        return frame.drop(_FAULT)
+        return frame.drop(_FAULT), short
 
     def _is_short(self, fields: list[str]) -> bool:
         return len(fields) < len(self._header)

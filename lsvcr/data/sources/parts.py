@@ -10,6 +10,7 @@ from lsvcr.data.sources.columns import Column
 from lsvcr.data.sources.csv_table import CsvTable
 from lsvcr.data.sources.logs import ROW, BadRows, drop_repeated
 from lsvcr.data.sources.parquet_table import ParquetTable
+from lsvcr.data.sources.spill import Spill
 from lsvcr.utils.errors import UserError
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
@@ -51,6 +52,15 @@ class PartedTable:
             self._starts.append(start)
             total, start = total + size, start + end
         return pl.concat(frames), total
+
+    def spill(self, bad: BadRows, keep: pl.Expr | None, spill: Spill, columns: Sequence[pl.Expr]) -> int:
+        """Send `columns` of the rows where `keep` holds to `spill`, a file at a time; returns the rows in the files."""
+        total = 0
+        for part in self._parts:
+            frame, size, _ = part.collect_part(bad, keep)
+            spill.write(frame.select(columns))
+            total += size
+        return total
 
     def collect_unique(self, key: str, bad: BadRows) -> pl.DataFrame:
         """See `CsvTable.collect_unique`; an id must not come again in another file either."""

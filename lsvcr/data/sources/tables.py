@@ -4,6 +4,7 @@
     likes: {files: likes, user: uid, video: video_id, time: ts, unit: seconds}
     comments: {files: comments, id: comment_id, text: body, video: video_id, likes: like_count}
     comment_likes: {files: comment_likes, user: uid, comment: comment_id, time: ts, unit: seconds}
+    impressions: {files: views, user: uid, video: video_id, time: ts, unit: seconds, clicked: is_click}
 
 Rows of such folders come in no order of their own, so events of a user at the same time are ordered by the id
 of the video or comment, and the result does not depend on how the rows are spread over files.
@@ -20,6 +21,7 @@ import yaml
 from lsvcr.data.sources.columns import Column, Kind
 from lsvcr.data.sources.logs import ROW, BadRows, Origin, RawLogs, drop_bad
 from lsvcr.data.sources.parts import PartedTable
+from lsvcr.data.sources.spill import CLICKED, FROM_LIKES, Spill
 from lsvcr.schema import AUTHOR, CATEGORY, COMMENT, CONTENT, LIKES, RAW_ID, TIME, TITLE, USER, VIDEO
 from lsvcr.settings import PrepareSettings
 from lsvcr.utils.arguments import nearest
@@ -39,6 +41,7 @@ class _Table:
 
 
 _ID = "an id"
+_SHOWN = "impressions"
 _TABLES = {
     "videos": _Table(
         {"id": (RAW_ID, _ID), "title": (TITLE, "text")},
@@ -54,12 +57,18 @@ _TABLES = {
         True,
     ),
     "users": _Table({"id": (RAW_ID, _ID)}, {}),
+    _SHOWN: _Table({"user": (USER, _ID), "video": (VIDEO, _ID), "time": (TIME, "time")}, {}, True),
 }
 _NEEDED = ("videos", "likes")
 
 
-def read(settings: PrepareSettings, bad: BadRows) -> RawLogs:
+def read(settings: PrepareSettings, bad: BadRows, spill: Spill | None = None) -> RawLogs:
     """Read the tables that the column map names, each file once.
+
+    Args:
+        settings: where they are.
+        bad: where broken rows are reported.
+        spill: receives the impressions, if the map names them; None = they are left out.
 
     Raises:
         UserError: the map is wrong, a file or column is missing, or a row is broken (see `BadRows`).
@@ -74,6 +83,9 @@ def read(settings: PrepareSettings, bad: BadRows) -> RawLogs:
     if "users" not in source.tables:
         acting = pl.concat([likes.select(ROW, USER), touches.select(ROW, USER)])
         users = acting.rename({USER: RAW_ID}).unique(RAW_ID, keep="first", maintain_order=True)
+    counts = {"likes_rows": n_likes, "comment_likes_rows": n_touches}
+    if spill is not None and _SHOWN in source.tables:
+        counts["impressions"] = source.spill_impressions(spill)
     return RawLogs(
         users=users,
         videos=videos,
@@ -87,7 +99,7 @@ def read(settings: PrepareSettings, bad: BadRows) -> RawLogs:
             "video_events": source.origin("likes"),
             "comment_events": source.origin("comment_likes"),
         },
-        counts={"likes_rows": n_likes, "comment_likes_rows": n_touches},
+        counts=counts,
         rows_have_order=False,
     )
 
@@ -133,6 +145,18 @@ class _Source:
         ]
         return frame.with_columns(fill), size
 
+    def spill_impressions(self, spill: Spill) -> int:
+        """Send every impression to `spill`; returns the rows in the files."""
+        given = self._maps[_SHOWN]
+        when = _names(given.get("when", []))
+        columns = [pl.col(given[key]).alias(own) for key, (own, _) in _TABLES[_SHOWN].required.items()]
+        clicked = pl.any_horizontal(_names(given[CLICKED])).alias(CLICKED)
+        keep = pl.any_horizontal(when) if when else None
+        spill.rows_have_order = False
+        return self.tables[_SHOWN].spill(
+            self._bad, keep, spill, [*columns, clicked, pl.lit(False).alias(FROM_LIKES)]
+        )
+
     def _schema(self, columns: Mapping[str, tuple[str, str]]) -> dict[str, pl.DataType]:
         return {own: self._type(kind) for own, kind in columns.values()}
 
@@ -152,12 +176,14 @@ class _Source:
         table = _TABLES[name]
         own = ["files", "separator", *table.required, *table.optional]
         own += ["unit", "when"] if table.is_event else []
+        own += [CLICKED] if name == _SHOWN else []
         for key in given:
             if key not in own:
                 raise UserError(
                     f"{self._path}: `{name}` knows no {key!r}; {nearest(str(key), own) or _known(own)}"
                 )
-        missing = [key for key in ("files", *table.required) if not given.get(key)]
+        needed = ["files", *table.required, *([CLICKED] if name == _SHOWN else [])]
+        missing = [key for key in needed if not given.get(key)]
         if table.is_event and given.get("unit") not in UNITS:
             raise UserError(f"{self._path}: `{name}` needs `unit`, that of its time: {', '.join(UNITS)}")
         if missing:
@@ -171,7 +197,8 @@ class _Source:
             if key in given:
                 kinds: dict[str, Any] = {_ID: self._id_kind, "time": given.get("unit")}
                 columns.append(Column(str(given[key]), kinds.get(kind, kind)))
-        columns += [Column(column, "flag") for column in _names(given.get("when", []))]
+        flags = dict.fromkeys([*_names(given.get("when", [])), *_names(given.get(CLICKED, []))])
+        columns += [Column(column, "flag") for column in flags]
         return PartedTable(folder / given["files"], columns, self._bad.skip, given.get("separator", ","))
 
 
