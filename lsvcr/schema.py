@@ -79,3 +79,6 @@ STAGE_TWO = "stage-two"
 
 BASELINE = "baseline"
 """`kind` in the manifests of `lsvcr train`, whose `model` is the recommender's name."""
+
+CLICKS = "clicks"
+"""`kind` in the manifests of `lsvcr clicks`."""

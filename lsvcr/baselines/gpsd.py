@@ -16,6 +16,7 @@ from lsvcr.losses.linear import linear_cross_entropy
 from lsvcr.losses.scores import softmax_of_scores
 from lsvcr.models.base import TrainedModel
 from lsvcr.nn.attention import initialise
+from lsvcr.nn.decoder import Packing
 from lsvcr.schema import PAD
 from lsvcr.utils.errors import UserError
 
@@ -41,40 +42,43 @@ class GPSD(TrainedModel):
 
         A target whose feature is not told adds nothing to that feature's loss, and counts in its mean.
         """
-        states = self.states(batch.video_ids)
+        states, packing = self.states(batch.video_ids)
+        targets = packing.packed(batch.targets)  # a target stands where a video is read
         with torch.autocast(device_type=states.device.type, enabled=False):  # scores are single precision
-            states, real = states.float(), batch.targets != PAD
-            parts = {ID: self._next_video(states, real, batch)}
-            queries, targets = states[real], batch.targets[real]
+            states = states.float()
+            parts = {ID: self._next_video(states, packing, targets, batch.negatives)}
             for name in self.tables.names:
-                parts[name] = self._next_value(name, queries, self.tables.codes(name, targets))
+                parts[name] = self._next_value(name, states, self.tables.codes(name, targets))
         loss = parts[ID] + self.feature_weight * sum(parts[name] for name in self.tables.names)
         return {"loss": loss} | (parts if self.tables.names else {})
 
     def user_vectors(self, batch: RankBatch) -> Tensor:
-        """(B, d) float32: the state of the latest video."""
-        last = (batch.video_ids != PAD).sum(dim=1).sub(1).clamp(min=0)
-        states = self.states(batch.video_ids)
-        return states[torch.arange(len(last), device=last.device), last].float()
+        """(B, d) float32: the state of the latest video; zero without one."""
+        lengths = (batch.video_ids != PAD).sum(dim=1)
+        states, _ = self.states(batch.video_ids)
+        ends = lengths.cumsum(0)
+        found = states.new_zeros(len(lengths), states.shape[1]).float()
+        some = lengths > 0
+        found[some] = states[ends[some] - 1].float()
+        return found
 
     def item_vectors(self) -> Tensor:
         """(N + 1, d) float32 by index; row 0 is padding."""
         return self.tables.weight(ID).float()
 
-    def states(self, video_ids: Tensor) -> Tensor:
-        """Histories (B, L), padded with 0 on the right -> (B, L, d)."""
-        states: Tensor = self.body(self.tables(video_ids))
-        return states
+    def states(self, video_ids: Tensor) -> tuple[Tensor, Packing]:
+        """Histories (B, L), padded with 0 on the right -> (P, d) of their videos, and where these stand."""
+        packing = self.body.packing(video_ids)
+        return self.body(self.tables(packing.packed(video_ids)), packing), packing
 
-    def _next_video(self, states: Tensor, real: Tensor, batch: SequenceBatch) -> Tensor:
+    def _next_video(self, states: Tensor, packing: Packing, targets: Tensor, negatives: Tensor) -> Tensor:
         """Softmax among target and the sequence's negatives (B, K), without correction, or among all videos."""
-        queries, targets = states[real], batch.targets[real]
-        if batch.negatives.numel() == 0:
-            return linear_cross_entropy(queries, self.item_vectors(), targets)
         ids = self.item_vectors()
-        own = (queries * ids[targets]).sum(dim=-1)
-        others = (states @ ids[batch.negatives].transpose(1, 2))[real]  # of (B, K, d)
-        same = batch.negatives[real.nonzero()[:, 0]] == targets.unsqueeze(1)
+        if negatives.numel() == 0:
+            return linear_cross_entropy(states, ids, targets)
+        own = (states * ids[targets]).sum(dim=-1)
+        others = packing.packed(packing.spread(states) @ ids[negatives].transpose(1, 2))  # (P, K)
+        same = negatives[packing.flat // packing.shape[1]] == targets.unsqueeze(1)
         return softmax_of_scores(own, others, same)
 
     def _next_value(self, name: str, queries: Tensor, values: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lsvcr.baselines.gpsd_settings import BodySettings
 from lsvcr.data.features import chosen_features
 from lsvcr.data.store import Dataset
-from lsvcr.nn.decoder import RMS_EPS, GatedBlock, gated_inner, rotary_turns
+from lsvcr.nn.decoder import RMS_EPS, GatedBlock, Packing, gated_inner
 from lsvcr.nn.dropout import Dropout
 from lsvcr.schema import PAD
 
@@ -53,7 +53,7 @@ class FeatureTables(nn.Module):
 
 
 class Body(nn.Module):
-    """Pre-norm transformer blocks with rotary positions, on vectors that are padded on the right.
+    """Pre-norm transformer blocks with rotary positions, on packed sequences.
 
     Args:
         hidden, layers, heads, inner, dropout, attention_dropout: its shape; inner 0 = 8/3 of hidden.
@@ -71,12 +71,15 @@ class Body(nn.Module):
         )
         self.norm = nn.RMSNorm(hidden, eps=RMS_EPS)
 
-    def forward(self, vectors: Tensor, visible: Tensor | None = None) -> Tensor:
-        """(B, L, d) -> (B, L, d); `visible` (B, L) bool: the steps that all others see; None = causal."""
+    def packing(self, ids: Tensor, both_ways: bool = False) -> Packing:
+        """Of video indices (B, L), padded with 0 on the right."""
+        return Packing.of(ids != PAD, self.head_width, both_ways)
+
+    def forward(self, vectors: Tensor, packing: Packing) -> Tensor:
+        """(P, d) of the real steps -> (P, d)."""
         x = self.dropout(vectors)
-        turns = rotary_turns(vectors.shape[1], self.head_width, vectors.device)
         for block in self.blocks:
-            x = block(x, turns, visible)
+            x = block(x, packing)
         finished: Tensor = self.norm(x)
         return finished
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lsvcr.baselines.generative_settings import AlpacaSettings, GenerateSettings, TuneSettings
+from lsvcr.baselines.gpsd_settings import ClickSettings
 from lsvcr.commands.command import Command
 from lsvcr.settings import ConvertSettings, EmbedSettings
 from lsvcr.utils.arguments import parse_settings
@@ -62,6 +63,12 @@ def _recommenders(known: "Mapping[str, Entry]") -> str:
     return "\n".join(lines) + "\n"
 
 
+def _clicks(settings: ClickSettings) -> None:
+    from lsvcr.training.clicks import run
+
+    run(settings)
+
+
 def _alpaca(settings: AlpacaSettings) -> None:
     from lsvcr.baselines.alpaca import write_alpaca
     from lsvcr.data.store import open_dataset
@@ -98,6 +105,12 @@ COMMANDS = {
         needs=("checkpoint", "model_name_or_path", "out"),
     ),
     "train": Command(_TRAIN_SUMMARY, _TRAIN, _train),
+    "clicks": Command(
+        "Train a model of clicks on GPSD's pretraining, or without it, and measure AUC epoch by epoch.",
+        "lsvcr clicks --data_path demo/data --pretrained demo/gpsd --transfer ft-sf --output_dir demo/clicks",
+        _clicks,
+        ClickSettings,
+    ),
     "alpaca": Command(
         "Write {instruction, input, output} records of a dataset as JSON lines.",
         "lsvcr alpaca --data_path demo/data --out ckpt/alpaca.jsonl",

@@ -8,7 +8,7 @@ from lsvcr.settings.data import DoctorSettings, ExportOfficialSettings, PrepareS
 from lsvcr.settings.deploy import ExportSettings, RecommendSettings, ServeSettings
 from lsvcr.settings.fields import option
 from lsvcr.settings.judge import CompareSettings, EvaluateSettings, ReportSettings, TableSettings
-from lsvcr.settings.others import BaselineSettings, CompleteSettings, FittedSettings
+from lsvcr.settings.others import BaselineSettings, CompleteSettings, EpochSettings, FittedSettings
 from lsvcr.settings.stages import AlignSettings, ConvertSettings, EmbedSettings, RankSettings, SRSettings
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "ConvertSettings",
     "DoctorSettings",
     "EmbedSettings",
+    "EpochSettings",
     "EvaluateSettings",
     "ExportOfficialSettings",
     "ExportSettings",

@@ -28,9 +28,15 @@ def made(dataset: Dataset, **changes: object) -> tuple[GPSD, SequenceBatch]:
     return model, rows.training(np.arange(6), (1, 0), settings.neg_video_num)
 
 
+def spread(model: GPSD, ids: Tensor) -> Tensor:
+    """(B, L, d)."""
+    states, packing = model.states(ids)
+    return packing.spread(states)
+
+
 def plain_parts(model: GPSD, batch: SequenceBatch) -> dict[str, Tensor]:
     """Target by target, as the method has it."""
-    states = model.states(batch.video_ids)
+    states = spread(model, batch.video_ids)
     terms: dict[str, list[Tensor]] = {name: [] for name in model.tables.tables}
     for row, step in (batch.targets > 0).nonzero().tolist():
         state, target = states[row, step], int(batch.targets[row, step])
@@ -92,15 +98,15 @@ def test_codes_are_the_datasets_and_no_weights(tiny_dataset: Dataset) -> None:
 def test_no_position_sees_a_later_one(tiny_dataset: Dataset) -> None:
     model, batch = made(tiny_dataset)
     ids = batch.video_ids.clone()
-    before = model.states(ids)
+    before = spread(model, ids)
     ids[:, 2:] = ids[:, 2:].flip(0) % 32 + 1
-    torch.testing.assert_close(model.states(ids)[:, :2], before[:, :2])
-    assert not torch.allclose(model.states(ids)[:, 2:], before[:, 2:])
+    torch.testing.assert_close(spread(model, ids)[:, :2], before[:, :2])
+    assert not torch.allclose(spread(model, ids)[:, 2:], before[:, 2:])
 
 
 def test_the_order_of_the_videos_matters(tiny_dataset: Dataset) -> None:
     model, _ = made(tiny_dataset)
-    one, two = model.states(torch.tensor([[3, 9, 4], [9, 3, 4]]))[:, -1]
+    one, two = spread(model, torch.tensor([[3, 9, 4], [9, 3, 4]]))[:, -1]
     assert not torch.allclose(one, two)
 
 

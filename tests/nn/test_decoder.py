@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lsvcr.nn.decoder import GatedBlock, RotaryAttention, gated_inner, rotary_turns, turn
+from lsvcr.nn.decoder import GatedBlock, Packing, RotaryAttention, gated_inner, rotary_turns, turn
 
 
 def test_a_turn_by_hand() -> None:
@@ -31,40 +31,59 @@ def test_scores_depend_on_distance_alone() -> None:
     assert not torch.allclose(scores[0, 0], scores[0, 9])
 
 
+def packing(lengths: list[int], head_width: int, both_ways: bool = False) -> Packing:
+    """Of sequences of these lengths, padded to the longest and one more."""
+    steps = torch.arange(max(lengths) + 1)
+    return Packing.of(steps < torch.tensor(lengths)[:, None], head_width, both_ways)
+
+
 def test_a_block_is_its_formula() -> None:
     """One head, step by step; nothing in it has a bias."""
     torch.manual_seed(1)
     block = GatedBlock(4, 1, 6, 0.0, 0.0).double()
-    x = torch.randn(1, 3, 4, dtype=torch.float64)
+    x = torch.randn(3, 4, dtype=torch.float64)
 
     def norm(v: torch.Tensor) -> torch.Tensor:
         return v / (v.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
 
     turns = rotary_turns(3, 4)
-    q, k, v = block.attention.inputs(norm(x[0])).chunk(3, dim=-1)
+    q, k, v = block.attention.inputs(norm(x)).chunk(3, dim=-1)
     q, k = turn(q, turns), turn(k, turns)
-    seen = [
-        torch.softmax(q[i] @ k[: i + 1].T / 2, dim=-1) @ v[: i + 1] for i in range(3)
-    ]  # sqrt of width 4 is 2
-    mixed = x[0] + torch.stack(seen) @ block.attention.output.weight.T
+    seen = [torch.softmax(q[i] @ k[: i + 1].T / 2, dim=-1) @ v[: i + 1] for i in range(3)]
+    mixed = x + torch.stack(seen) @ block.attention.output.weight.T
     gate, value = (norm(mixed) @ block.up.weight.T).chunk(2, dim=-1)
     wanted = mixed + (F.silu(gate) * value) @ block.down.weight.T
-    torch.testing.assert_close(block(x, turns)[0], wanted)
+    torch.testing.assert_close(block(x, packing([3], 4)), wanted)
     assert not [name for name, _ in block.named_parameters() if name.endswith("bias")]
 
 
-def test_causal_and_visible() -> None:
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_a_sequence_is_alone_in_its_pack(both_ways: bool) -> None:
+    """Lengths 3, 0, 5 and 1 together, and each by itself."""
     torch.manual_seed(2)
-    attention, turns = RotaryAttention(8, 2, 0.0), rotary_turns(5, 4)
-    x = torch.randn(2, 5, 8)
-    later = x.clone()
-    later[:, 3:] += 1.0
-    torch.testing.assert_close(attention(x, turns)[:, :3], attention(later, turns)[:, :3])
-    visible = torch.tensor([[True, True, True, False, False]] * 2)
-    both = attention(x, turns, visible), attention(later, turns, visible)
-    torch.testing.assert_close(both[0][:, :3], both[1][:, :3])
-    visible[:, 3] = True
-    assert not torch.allclose(attention(x, turns, visible)[:, :3], attention(later, turns, visible)[:, :3])
+    block, lengths = GatedBlock(8, 2, 8, 0.0, 0.0), [3, 0, 5, 1]
+    x = torch.randn(9, 8)
+    together = block(x, packing(lengths, 4, both_ways)).split(lengths)
+    for own, part in zip(x.split(lengths), together, strict=True):
+        if len(own):
+            torch.testing.assert_close(part, block(own, packing([len(own)], 4, both_ways)))
+
+
+def test_causal_and_both_ways() -> None:
+    torch.manual_seed(3)
+    attention = RotaryAttention(8, 2, 0.0)
+    x = torch.randn(5, 8)
+    later = torch.cat([x[:3], x[3:] + 1.0])
+    one_way, both_ways = packing([5], 4), packing([5], 4, both_ways=True)
+    torch.testing.assert_close(attention(x, one_way)[:3], attention(later, one_way)[:3])
+    assert not torch.allclose(attention(x, both_ways)[:3], attention(later, both_ways)[:3])
+
+
+def test_spread_and_packed_are_inverse() -> None:
+    own = packing([2, 1], 4)
+    x = torch.arange(6.0).view(3, 2)
+    assert own.spread(x).tolist() == [[[0, 1], [2, 3], [0, 0]], [[4, 5], [0, 0], [0, 0]]]
+    assert torch.equal(own.packed(own.spread(x)), x)
 
 
 def test_a_head_has_an_even_width() -> None:
