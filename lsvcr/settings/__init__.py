@@ -7,13 +7,20 @@ for it runs here unchanged. `lsvcr.utils.arguments` turns flags and YAML into th
 from lsvcr.settings.data import DoctorSettings, ExportOfficialSettings, PrepareSettings, SimulateSettings
 from lsvcr.settings.deploy import ExportSettings, RecommendSettings, ServeSettings
 from lsvcr.settings.fields import option
-from lsvcr.settings.judge import CompareSettings, EvaluateSettings, ReportSettings, TableSettings
+from lsvcr.settings.judge import (
+    ClickReportSettings,
+    CompareSettings,
+    EvaluateSettings,
+    ReportSettings,
+    TableSettings,
+)
 from lsvcr.settings.others import BaselineSettings, CompleteSettings, EpochSettings, FittedSettings
 from lsvcr.settings.stages import AlignSettings, ConvertSettings, EmbedSettings, RankSettings, SRSettings
 
 __all__ = [
     "AlignSettings",
     "BaselineSettings",
+    "ClickReportSettings",
     "CompareSettings",
     "CompleteSettings",
     "ConvertSettings",
