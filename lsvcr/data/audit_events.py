@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from lsvcr.data.audit_tally import ROWS, Check, Tally
+from lsvcr.data.audit_tally import ROWS, Check, Tally, chunks
 from lsvcr.data.histories import blocks, owners_between
-from lsvcr.data.store import CommentEvents, Csr, Dataset, VideoEvents
+from lsvcr.data.store import IMPRESSIONS, CommentEvents, Csr, Dataset, Impressions, VideoEvents
 from lsvcr.schema import Split, Task
 
 
@@ -21,6 +21,13 @@ def event_checks(dataset: Dataset) -> list[Check]:
         return checks
     checks += _order_checks("events.video", dataset.video_events)
     checks += _order_checks("events.comment", dataset.comment_events)
+    if dataset.impressions is not None:
+        checks += _order_checks(IMPRESSIONS, dataset.impressions, may_repeat=True)
+        clicked = Tally(IMPRESSIONS, len(dataset.impressions.clicked))
+        for start, stop in chunks(len(dataset.impressions.clicked)):
+            beyond = dataset.impressions.clicked[start:stop] > 1
+            clicked.mark("clicks_are_0_or_1", np.arange(start, stop), beyond)
+        checks += clicked.checks()
     tally = Tally("events.comment", len(dataset.comment_events.items))
     own = video_of_comments(dataset)[dataset.comment_events.items] != dataset.comment_events.videos
     tally.mark("comments_under_their_video", np.arange(len(own)), own)
@@ -43,6 +50,8 @@ def _tables(dataset: Dataset) -> dict[str, tuple[Csr, int]]:
         "events.comment": (Csr(comment.offsets, comment.items), dataset.n_comments),
         "video_comments": (dataset.video_comments, dataset.n_comments),
     }
+    if dataset.impressions is not None:
+        tables[IMPRESSIONS] = (Csr(dataset.impressions.offsets, dataset.impressions.items), dataset.n_videos)
     for split in Split:
         positives = dataset.samples(Task.COMM_RANK, split).positives
         assert positives is not None  # CommRank samples always have them
@@ -66,8 +75,10 @@ def _range_check(where: str, items: np.ndarray, most: int) -> Check:
     return tally.checks()[0]
 
 
-def _order_checks(where: str, events: VideoEvents | CommentEvents) -> list[Check]:
-    """Sorted by time inside each user, and no item twice."""
+def _order_checks(
+    where: str, events: VideoEvents | CommentEvents | Impressions, may_repeat: bool = False
+) -> list[Check]:
+    """Sorted by time inside each user, and no item twice unless items `may_repeat`."""
     tally = Tally(where, len(events.items))
     for first, last in blocks(events.offsets, ROWS):
         start, stop = int(events.offsets[first]), int(events.offsets[last])
@@ -76,6 +87,8 @@ def _order_checks(where: str, events: VideoEvents | CommentEvents) -> list[Check
         falls = np.zeros(stop - start, bool)
         falls[1:] = (np.diff(events.times[start:stop]) < 0) & (np.diff(owners) == 0)
         tally.mark("events_in_time_order", numbers, falls)
+        if may_repeat:
+            continue
         keys = owners << 31 | events.items[start:stop]
         twice = np.zeros(stop - start, bool)
         if (np.diff(np.sort(keys)) == 0).any():

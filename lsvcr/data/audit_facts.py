@@ -28,7 +28,7 @@ def quantiles(values: np.ndarray) -> dict[str, float] | None:
 
 
 def counts(dataset: Dataset) -> dict[str, Any]:
-    """How much there is of everything."""
+    """How much there is of everything; `impressions` is None where the dataset has none."""
     candidates = {
         task.value: {
             split.value: len(dataset.candidates(task, split).items) for split in (Split.VAL, Split.TEST)
@@ -41,6 +41,7 @@ def counts(dataset: Dataset) -> dict[str, Any]:
         "comments": dataset.n_comments,
         "video_events": len(dataset.video_events.items),
         "comment_events": len(dataset.comment_events.items),
+        "impressions": None if dataset.impressions is None else len(dataset.impressions.items),
         "samples": {
             task.value: {split.value: len(dataset.samples(task, split)) for split in Split} for task in Task
         },
@@ -50,12 +51,13 @@ def counts(dataset: Dataset) -> dict[str, Any]:
 
 def lengths(dataset: Dataset) -> dict[str, Any]:
     """Quantiles of histories (by task and split), events a user, comments a video and an entry."""
-    comment = dataset.comment_events
+    comment, shown = dataset.comment_events, dataset.impressions
     return {
         "video_history": _by_table(dataset, _video_lengths),
         "comment_history": _by_table(dataset, _entry_counts),
         "likes_of_a_user": quantiles(np.diff(dataset.video_events.offsets[1:])),
         "comment_events_of_a_user": quantiles(np.diff(comment.offsets[1:])),
+        "impressions_of_a_user": None if shown is None else quantiles(np.diff(shown.offsets[1:])),
         "comments_of_a_video": quantiles(np.diff(dataset.video_comments.offsets[1:])),
         "comments_of_a_watched_video": quantiles(_watched_sizes(dataset)),
         "comments_of_an_entry": quantiles(_entry_sizes(comment)),
@@ -85,6 +87,18 @@ def shares(dataset: Dataset) -> dict[str, Any]:
             for split in (Split.VAL, Split.TEST)
         },
         "likes_on_the_top_videos": _concentration(dataset),
+        **_impression_shares(dataset),
+    }
+
+
+def _impression_shares(dataset: Dataset) -> dict[str, float | None]:
+    """Which impressions were clicked, whose click is a like's, and which were left out."""
+    told = dataset.manifest["counts"].get("impressions", {})
+    rows, left_out = told.get("rows"), told.get("left_out")
+    return {
+        "clicked_impressions": None if dataset.impressions is None else _mean(dataset.impressions.clicked),
+        "clicks_taken_from_likes": _ratio(told.get("clicked_from_likes"), rows),
+        "impressions_left_out": None if rows is None else _ratio(left_out, rows + left_out),
     }
 
 

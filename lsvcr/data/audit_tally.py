@@ -15,6 +15,7 @@ SENTENCES = {
     "items_in_range": "indices lie in the catalogue",
     "events_in_time_order": "the events of a user are sorted by time",
     "each_event_once": "no user has the same event twice",
+    "clicks_are_0_or_1": "an impression was clicked (1) or not (0)",
     "comments_under_their_video": "the video of a comment event is the comment's own",
     "pointers_inside": "user and target exist, and both histories end inside the user's own events",
     "video_history_before_cut": "every liked video in the history is strictly earlier than the cut",

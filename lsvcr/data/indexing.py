@@ -58,13 +58,16 @@ def first_of_each(events: pl.DataFrame, item: str, rows_have_order: bool = True)
     tie = ROW if rows_have_order else item
     if not events[tie].is_sorted():
         events = events.sort(tie, maintain_order=True)
-    events = _by_user_and_time(events)
+    events = by_user_and_time(events)
     pair = events[USER].cast(pl.UInt64) * 2**32 + events[item]
     return events.filter(pair.is_first_distinct())
 
 
-def _by_user_and_time(events: pl.DataFrame) -> pl.DataFrame:
-    """Stable sort, by both columns as one number where 64 bits hold it: half the time and memory of sorting by two."""
+def by_user_and_time(events: pl.DataFrame) -> pl.DataFrame:
+    """Stable sort by `user` (unsigned or not negative) and `time`, both int.
+
+    It goes by both as one number where 64 bits hold it: half the time and memory of sorting by two.
+    """
     times = events[TIME]
     low, high = int(times.min() or 0), int(times.max() or 0)  # type: ignore[arg-type]
     span = high - low + 1

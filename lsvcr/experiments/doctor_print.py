@@ -54,19 +54,10 @@ def print_report(report: Mapping[str, Any]) -> None:
 
 def _tables(report: Mapping[str, Any]) -> Iterator[Table]:
     counts, lengths = report["counts"], report["lengths"]
-    yield _table(
-        "",
-        ["users", "videos", "comments", "likes", "comment events"],
-        [
-            [
-                "",
-                *(
-                    _number(counts[key])
-                    for key in ("users", "videos", "comments", "video_events", "comment_events")
-                ),
-            ]
-        ],
-    )
+    kinds = ["users", "videos", "comments", "video_events", "comment_events", "impressions"]
+    kinds = [kind for kind in kinds if counts[kind] is not None]
+    named_kinds = ["likes" if kind == "video_events" else kind.replace("_", " ") for kind in kinds]
+    yield _table("", named_kinds, [["", *(_number(counts[kind]) for kind in kinds)]])
     yield _table(
         "samples",
         [split.value for split in Split] + ["candidates, test"],
@@ -145,6 +136,12 @@ def _about_shares(report: Mapping[str, Any]) -> Iterator[str]:
         "CommRank test rows with one candidate": shares["comm_rank_rows_with_one_candidate"]["test"],
         "likes on the top 1 % of the videos": shares["likes_on_the_top_videos"],
     }
+    if shares["clicked_impressions"] is not None:
+        told |= {
+            "impressions clicked": shares["clicked_impressions"],
+            "of them told by a like instead of a click": shares["clicks_taken_from_likes"],
+            "raw impressions left out": shares["impressions_left_out"],
+        }
     yield "Shares: " + "; ".join(f"{name} {_share(value)}" for name, value in told.items()) + "."
 
 

@@ -24,7 +24,7 @@ def warnings(report: Mapping[str, Any]) -> list[dict[str, str]]:
     Args:
         report: all but `warnings` of what `diagnose` gives.
     """
-    parts = (_rows, _times, _texts, _catalogue, _lengths, _cost, _vectors)
+    parts = (_rows, _times, _texts, _catalogue, _clicks, _lengths, _cost, _vectors)
     return [{"name": name, "says": says} for part in parts for name, says in part(report)]
 
 
@@ -132,6 +132,16 @@ def _catalogue(report: Mapping[str, Any]) -> Warned:
             "popularity",
             f"{top:.0%} of the likes fall on 1 % of the videos: popularity will be hard to beat; set it beside every "
             "run with `lsvcr table`",
+        )
+
+
+def _clicks(report: Mapping[str, Any]) -> Warned:
+    clicked = report["shares"]["clicked_impressions"]
+    if clicked in (0, 1):
+        which = "Every impression is" if clicked else "No impression is"
+        yield (
+            "clicks_all_alike",
+            f"{which} a click, so that a click model has nothing to learn; prepare again with another --click_signal",
         )
 
 

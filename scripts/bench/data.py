@@ -93,28 +93,36 @@ def main() -> None:
 
 
 def prepare_figures(raw: Path, out: Path, repeats: int, size: str) -> dict[str, float]:
-    """Seconds and peak memory of prepare, and how many times Polars' own reading that is."""
-    runs, floors = [], []
+    """Seconds and peak memory of prepare with and without impressions, and how many times Polars' own reading it is."""
+    runs, without, floors = [], [], []
     for number in range(repeats):
         tell(f"prepare {size}, run {number + 1} of {repeats} ...")
         floors.append(run_child(["-c", POLARS_ALONE, str(raw)]).seconds)
+        without.append(prepare(raw, out, "--impressions", "false"))
         runs.append(prepare(raw, out))
     seconds = middle([run.seconds for run in runs])
     return {
         f"prepare_{size}_s": seconds,
         f"prepare_{size}_rss_gb": max(run.rss_gb for run in runs),
+        f"prepare_{size}_without_impressions_s": middle([run.seconds for run in without]),
+        f"prepare_{size}_without_impressions_rss_gb": max(run.rss_gb for run in without),
         f"prepare_{size}_over_polars_alone": seconds / middle(floors),
     }
 
 
 def kuaicomt_figures(large: Path, work: Path) -> dict[str, float]:
-    """One run on logs of KuaiComt's size with likes, one with likes and long views."""
+    """Runs on logs of KuaiComt's size: with likes, the same without impressions, with likes and long views."""
     tell("folding the large world onto KuaiComt's counts ...")
     raw = fold(large, work / "kuaicomt")
     figures = {}
-    for name, signals in (("likes", "is_like"), ("long_views", "is_like,long_view")):
+    every = {
+        "likes": ["--signals", "is_like"],
+        "likes_without_impressions": ["--signals", "is_like", "--impressions", "false"],
+        "long_views": ["--signals", "is_like,long_view"],
+    }
+    for name, flags in every.items():
         tell(f"prepare kuaicomt, {name} ...")
-        run = prepare(raw, work / "kuaicomt-data", "--signals", signals)
+        run = prepare(raw, work / "kuaicomt-data", *flags)
         figures |= {f"prepare_kuaicomt_{name}_s": run.seconds, f"prepare_kuaicomt_{name}_rss_gb": run.rss_gb}
     return figures
 

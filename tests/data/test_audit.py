@@ -12,7 +12,6 @@ import pytest
 from lsvcr.data import audit as audit_module
 from lsvcr.data import audit_facts, audit_tally
 from lsvcr.data.audit import OF_OUR_CUT, audit
-from lsvcr.data.audit_events import blocks
 from lsvcr.data.audit_tally import SENTENCES, Check
 from lsvcr.data.audit_vectors import audit_file, audit_vectors
 from lsvcr.data.prepare import prepare
@@ -151,6 +150,10 @@ SPOILT = {
     ("each_event_once", "events.video"): lambda copy: change(
         "events/video_items", 1, copy.load("events/video_items")[0]
     )(copy),
+    ("offsets_in_order", "impressions"): change("impressions/offsets", 3, lambda old: old + 1000),
+    ("items_in_range", "impressions"): change("impressions/items", 5, 33),
+    ("events_in_time_order", "impressions"): change("impressions/times", 1, 0),
+    ("clicks_are_0_or_1", "impressions"): change("impressions/clicked", 4, 2),
     ("comments_under_their_video", "events.comment"): change(
         "events/comment_videos", 2, lambda old: old % 30 + 1
     ),
@@ -267,7 +270,7 @@ def test_chunks_do_not_show(spoil, copy, monkeypatch):
     small = partial(audit_tally.chunks, rows=3)
     monkeypatch.setattr(audit_module, "chunks", small)
     monkeypatch.setattr("lsvcr.data.audit_candidates._ROWS", 3)
-    monkeypatch.setattr("lsvcr.data.audit_events.blocks", partial(blocks, size=2))
+    monkeypatch.setattr("lsvcr.data.audit_events.ROWS", 2)
     assert audit(copy.open()) == whole
 
 
@@ -306,6 +309,7 @@ def test_lengths_are_those_counted_one_by_one(tiny_dataset, monkeypatch):
     assert found["comments_of_an_entry"] == audit_facts.quantiles(np.array(sizes))
     assert found["video_history"]["rec"]["test"]["max"] == 6  # seven likes, the last one is the target
     assert found["likes_of_a_user"]["p50"] == 7
+    assert found["impressions_of_a_user"] == found["likes_of_a_user"]
 
 
 def test_shares_see_ties_and_what_is_cold(copy):
@@ -313,6 +317,8 @@ def test_shares_see_ties_and_what_is_cold(copy):
     shares = audit_facts.shares(dataset)
     assert shares["likes_at_the_time_of_the_one_before"] == 0
     assert shares["videos_without_comments"] == 2 / 32
+    change("impressions/clicked", slice(0, 3), 1)(copy)
+    assert audit_facts.shares(copy.open())["clicked_impressions"] == 3 / (24 * 7)
     targets = dataset.samples("rec", "test").video
     assert shares["cold_test_targets"]["rec"] == np.mean(dataset.train_counts()[targets] < 5)
     times = copy.load("events/video_times")

@@ -12,6 +12,7 @@ import pytest
 from lsvcr.data.simulation import simulate
 from lsvcr.data.simulation.lexicon import load_lexicon
 from lsvcr.data.simulation.presets import PRESETS
+from lsvcr.data.simulation.tastes import taste_at
 from lsvcr.data.simulation.truth import load_truth, oracle_comment_scores, oracle_scores, video_scores
 from lsvcr.settings import SimulateSettings
 from lsvcr.utils.errors import UserError
@@ -139,6 +140,23 @@ def test_proportions_are_those_of_a_sparse_platform(demo: Path) -> None:
     assert np.quantile(comments, 0.1) <= 4
     assert comments.max() == PRESETS["demo"].shape.comments_most
     assert 8 <= table(demo, "user_comment_inter.csv").height / PRESETS["demo"].users <= 12
+
+
+def test_whatever_is_liked_was_clicked_and_other_clicks_follow_tastes(demo: Path) -> None:
+    inter = table(demo, "user_video_inter.csv")
+    assert inter.filter(pl.col("is_like") == 1)["is_click"].min() == 1
+    rest = inter.filter(pl.col("is_like") == 0)
+    assert 0.15 < rest["is_click"].mean() < 0.45  # type: ignore[operator]
+    truth = load_truth(demo)
+    user = np.array([truth.user_row[raw] for raw in rest["user_id"]])
+    video = np.array([truth.video_row[raw] for raw in rest["video_id"]])
+    time = rest["time_ms"].to_numpy().astype(np.int64)
+    shape, related = truth.shape, truth.related
+    topic, tone = taste_at(truth.tastes, shape, related, len(truth.tones), user, time, "video")
+    rows = np.arange(len(rest))
+    suits = topic[rows, truth.videos.topic[video]] * tone[rows, truth.videos.tone[video]]
+    shares = [rest["is_click"].to_numpy()[part].mean() for part in np.array_split(np.argsort(suits), 5)]
+    assert shares == sorted(shares) and shares[-1] > 3 * shares[0] > 0
 
 
 def test_most_telling_words_stand_in_few_titles(demo: Path) -> None:

@@ -89,7 +89,8 @@ def test_candidates_follow_the_samples(dataset: Dataset):
 
 
 def test_arrays_are_mapped_read_only(dataset: Dataset):
-    arrays = [*dataset.video_events, *dataset.comment_events, *dataset.video_comments]
+    assert dataset.impressions is not None
+    arrays = [*dataset.video_events, *dataset.comment_events, *dataset.video_comments, *dataset.impressions]
     arrays += [dataset.samples("rec", "train").rows, dataset.candidates("comm_rank", "val").items]
     for array in arrays:
         assert isinstance(array, np.memmap) or isinstance(array.base, np.memmap)

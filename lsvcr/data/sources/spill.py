@@ -11,8 +11,8 @@ from lsvcr.schema import TIME, USER, VIDEO
 
 CLICKED = "clicked"
 FROM_LIKES = "from_likes"
-BATCH = 4_000_000
-"""Rows looked at together: about 100 MB."""
+BATCH = 2_000_000
+"""Rows looked at together: some hundred megabytes."""
 
 
 class Spill:
@@ -26,7 +26,7 @@ class Spill:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._files: list[Path] = []
         self._left_out: dict[Path, list[int]] = {}
         self.rows_have_order = True
@@ -51,6 +51,18 @@ class Spill:
         if rows:
             self._left_out[self._files[-1]] = rows
 
+    @property
+    def rows(self) -> int:
+        """How many rows `batches` gives."""
+        written = sum(int(pl.scan_ipc(file).select(pl.len()).collect().item()) for file in self._files)
+        return written - sum(len(rows) for rows in self._left_out.values())
+
+    def remove(self) -> None:
+        """Remove the files, to free the disk."""
+        for file in self._files:
+            file.unlink()
+        self._files, self._left_out = [], {}
+
     def batches(self) -> Iterator[pl.DataFrame]:
         """All rows in order, at most `BATCH` at a time."""
         for file in self._files:
@@ -66,8 +78,8 @@ class Spill:
                 start += BATCH
 
     def _next(self) -> Path:
-        self._folder.mkdir(exist_ok=True)
-        self._files.append(self._folder / f"{len(self._files)}.arrow")
+        self.folder.mkdir(exist_ok=True)
+        self._files.append(self.folder / f"{len(self._files)}.arrow")
         return self._files[-1]
 
 
