@@ -95,12 +95,8 @@ def write_curves(runs: Mapping[str, str], out: str) -> list[Path]:
     if len({run.data_hash for own in group.values() for run in own}) > 1:
         raise UserError("the runs are of different datasets, so that their figures are not comparable")
     target = html_name(out)
-    text = page(
-        "Click models",
-        tag("h1", "Click models"),
-        section("Figures", summary(group)),
-        *curves(group, "curves"),
-    )
+    parts = section("Figures", summary(group)), section("By epoch", *curves(group, "curves"))
+    text = page("Click models", tag("h1", "Click models"), *parts)
     chart = over_epochs(group, "test/auc")
     return [write(target, text), write(target.with_suffix(".svg"), svg_file(chart, _axis(chart), "epoch"))]
 
@@ -135,13 +131,13 @@ def over_epochs(group: Group, name: str) -> Chart:
 
 
 def curves(group: Group, name: str) -> list[Html]:
-    """Sections with a picture a figure; `name` is unique on the page."""
+    """A picture a figure; `name` is unique on the page."""
     figures = []
     for number, shown in enumerate(SHOWN):
         chart = over_epochs(group, shown)
         figures.append(figure_over(chart, _axis(chart), "epoch", f"{name}-{number}"))
     hint = "Point at a curve for its values. Means over seeds where there are several."
-    return [section("By epoch", tag("p", hint, class_="soft"), tag("div", *figures, class_="charts"))]
+    return [tag("p", hint, class_="soft"), tag("div", *figures, class_="charts")]
 
 
 def summary(group: Group) -> Html:
@@ -215,7 +211,7 @@ def by_size(groups: Mapping[str, Group], metric: str) -> Scaling:
 def scaling_chart(scaling: Scaling) -> Chart:
     """Measured points, and each law between them."""
     series: dict[str, Series] = {label: dict(points) for label, points in scaling.points.items()}
-    sizes = [size for points in scaling.points.values() for size, _ in points]
+    sizes = _sizes(scaling)
     for label, law in scaling.laws.items():
         ratio = max(sizes) / min(sizes)
         places = [min(sizes) * ratio ** (i / FITTED) for i in range(FITTED + 1)]
@@ -223,23 +219,29 @@ def scaling_chart(scaling: Scaling) -> Chart:
     return Chart(scaling.title, series)
 
 
-def scaling_parts(scaling: Scaling, name: str) -> list[Html]:
-    """The picture of sizes and the laws in words."""
-    if not scaling.points:
+def scaling_parts(scalings: Sequence[Scaling]) -> list[Html]:
+    """Pictures by size, and the laws in words."""
+    if not scalings[0].points:
         return [tag("p", "No finished run.", class_="soft")]
-    chart = scaling_chart(scaling)
-    sizes = [size for points in scaling.points.values() for size, _ in points]
-    laws = [(label, law.told()) for label, law in scaling.laws.items()]
-    return [
-        tag("div", figure_over(chart, size_axis(sizes), "parameters", name), class_="charts"),
-        facts(laws),
+    figures = [
+        figure_over(scaling_chart(own), size_axis(_sizes(own)), "parameters", f"size-{number}")
+        for number, own in enumerate(scalings)
     ]
+    laws = [
+        (f"{label}, {own.title.partition(' by ')[0]}", law.told())
+        for own in scalings
+        for label, law in own.laws.items()
+    ]
+    return [tag("div", *figures, class_="charts"), facts(laws)]
 
 
 def scaling_svg(scaling: Scaling) -> str:
     """The picture of sizes as a file."""
-    sizes = [size for points in scaling.points.values() for size, _ in points]
-    return svg_file(scaling_chart(scaling), size_axis(sizes), "parameters")
+    return svg_file(scaling_chart(scaling), size_axis(_sizes(scaling)), "parameters")
+
+
+def _sizes(scaling: Scaling) -> list[int]:
+    return [size for points in scaling.points.values() for size, _ in points]
 
 
 def _axis(chart: Chart) -> Axis:

@@ -141,13 +141,11 @@ def write_page(planned: list[Job], settings: SweepSettings) -> list[Path]:
     if len(hashes) > 1:
         raise UserError(f"{settings.out} holds runs of different datasets; give another --out")
     scalings = [by_size(groups, metric) for metric in ("log_loss", "auc")]
-    body = [tag("h1", "Click models by transfer and size")]
-    parts = [part for number, own in enumerate(scalings) for part in scaling_parts(own, f"size-{number}")]
-    body.append(section("By size", *parts))
+    body = [tag("h1", "Click models by transfer and size"), section("By size", *scaling_parts(scalings))]
     for number, (size, group) in enumerate(groups.items()):
         hidden, layers = _size(size)
         name = f"Width {hidden}, {layers} layer{'s' if layers > 1 else ''}"
-        body += [section(name, summary(group)), *curves(group, f"curves-{number}")]
+        body.append(section(name, summary(group), *curves(group, f"curves-{number}")))
     out = Path(settings.out)
     written = [write(out / PAGE, page("Click models by transfer and size", *body))]
     for size, group in groups.items():
