@@ -84,3 +84,5 @@ BASELINE = "baseline"
 
 HLLM = "hllm"
 """`kind` in the manifests of `lsvcr hllm`."""
+CLICKS = "clicks"
+"""`kind` in the manifests of `lsvcr clicks`."""

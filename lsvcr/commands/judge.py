@@ -5,7 +5,13 @@ from collections.abc import Sequence
 
 from lsvcr.baselines.generative_settings import GroundSettings
 from lsvcr.commands.command import Command, print_report
-from lsvcr.settings import CompareSettings, EvaluateSettings, ReportSettings, TableSettings
+from lsvcr.settings import (
+    ClickReportSettings,
+    CompareSettings,
+    EvaluateSettings,
+    ReportSettings,
+    TableSettings,
+)
 from lsvcr.utils.arguments import parse_settings
 from lsvcr.utils.errors import UserError
 
@@ -13,6 +19,8 @@ FAILED_CODE = 1
 """Exit code of a comparison in which a model failed: the others have their figures."""
 
 _TABLE = 'lsvcr table --data demo/data "ids only=demo/ids" "both stages=demo/aligned"'
+_CLICKS = 'lsvcr clicks-report "NT=demo/nt" "FT&SF=demo/clicks" --out demo/clicks.html'
+_CLICKS_SUMMARY = "Draw AUC and loss of click models epoch by epoch, on one page."
 _TABLE_SUMMARY = "Set finished stage-two runs side by side, with popularity, under one protocol."
 
 
@@ -59,6 +67,17 @@ def _table(words: Sequence[str]) -> None:
     print_report(compare_runs(settings.data, runs, settings.protocol), settings.json, print_table)
 
 
+def _clicks_report(words: Sequence[str]) -> None:
+    named, flags = split_runs(words)
+    settings = parse_settings(
+        ClickReportSettings, flags, "lsvcr clicks-report LABEL=FOLDER ...", _CLICKS_SUMMARY, _CLICKS
+    )
+    runs = parse_runs(named, _CLICKS, taken=())
+    from lsvcr.experiments.clicks_report import write_curves
+
+    sys.stdout.write("".join(f"{path}\n" for path in write_curves(runs, settings.out)))
+
+
 def split_runs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words of `lsvcr table` that name runs, and the flags with their values, each in order."""
     runs: list[str] = []
@@ -76,11 +95,15 @@ def split_runs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return runs, flags
 
 
-def parse_runs(words: Sequence[str]) -> dict[str, str]:
+def parse_runs(
+    words: Sequence[str], example: str = _TABLE, taken: Sequence[str] = ("popularity",)
+) -> dict[str, str]:
     """Folder by label, in the order given.
 
     Args:
         words: each `LABEL=FOLDER`, where FOLDER holds the runs Rec/ and CommRank/ (one of them is enough) or is a run.
+        example: a command that is right, for messages.
+        taken: labels that are not free.
 
     Raises:
         UserError: no run, a word of another form, or a label that comes twice or is the table's own.
@@ -89,12 +112,14 @@ def parse_runs(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         label, _, folder = (part.strip() for part in word.partition("="))
         if not label or not folder:
-            raise UserError(f"{word!r} does not have the form LABEL=FOLDER, as in {_TABLE}")
-        if label in runs or label == "popularity":
+            raise UserError(f"{word!r} does not have the form LABEL=FOLDER, as in {example}")
+        if label in runs or label in taken:
             raise UserError(f"there is a row {label!r} already: give {folder} another label")
         runs[label] = folder
     if not runs:
-        raise UserError(f"lsvcr table needs at least one LABEL=FOLDER, as in: {_TABLE}")
+        raise UserError(
+            f"`{' '.join(example.split()[:2])}` needs at least one LABEL=FOLDER, as in: {example}"
+        )
     return runs
 
 
@@ -142,6 +167,7 @@ COMMANDS = {
         needs=("checkpoint",),
     ),
     "table": Command(_TABLE_SUMMARY, _TABLE, _table),
+    "clicks-report": Command(_CLICKS_SUMMARY, _CLICKS, _clicks_report),
     "compare": Command(
         "Train many models under one protocol and one budget, and set them side by side with intervals and tests.",
         "lsvcr compare --data demo/data --models popularity,sasrec,lsvcr-id --out demo/compare --trials 4",

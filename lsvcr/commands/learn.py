@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lsvcr.baselines.generative_settings import AlpacaSettings, GenerateSettings, TuneSettings
+from lsvcr.baselines.gpsd_settings import ClickSettings
 from lsvcr.commands.command import Command
 from lsvcr.settings import ConvertSettings, EmbedSettings, HllmSettings
 from lsvcr.utils.arguments import parse_settings
@@ -68,6 +69,12 @@ def _recommenders(known: "Mapping[str, Entry]") -> str:
     return "\n".join(lines) + "\n"
 
 
+def _clicks(settings: ClickSettings) -> None:
+    from lsvcr.training.clicks import run
+
+    run(settings)
+
+
 def _alpaca(settings: AlpacaSettings) -> None:
     from lsvcr.baselines.alpaca import write_alpaca
     from lsvcr.data.store import open_dataset
@@ -110,6 +117,12 @@ COMMANDS = {
         "lsvcr hllm --data_path demo/data --output_dir ckpt/hllm",
         _hllm,
         HllmSettings,
+    ),
+    "clicks": Command(
+        "Train a model of clicks on GPSD's pretraining, or without it, and measure AUC epoch by epoch.",
+        "lsvcr clicks --data_path demo/data --pretrained demo/gpsd --transfer ft-sf --output_dir demo/clicks",
+        _clicks,
+        ClickSettings,
     ),
     "alpaca": Command(
         "Write {instruction, input, output} records of a dataset as JSON lines.",

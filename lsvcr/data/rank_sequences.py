@@ -131,24 +131,26 @@ class SequenceData:
         return integers(keys, rows, width * count, videos).reshape(len(rows), width, count) + 1
 
 
-def known_ends(dataset: Dataset) -> np.ndarray:
-    """Where what training may know of each user's liked videos ends, int64 (n_users + 1,): positions in the events.
+def known_ends(dataset: Dataset, held: Split = Split.VAL) -> np.ndarray:
+    """Where what is before a held-out split ends in each user's liked videos, int64 (n_users + 1,): positions in the
+    events. With `Split.VAL` that is what training may know.
 
-    temporal: before the validation cut time. leave-last: before the user's validation target, or test target where
-    they have none; what came at the same time and is ordered before it belongs to training, as in its samples. Of
-    users without a held-out sample all is known. Users whom only held-out samples know of, as the official format
-    has, end where they start.
+    temporal: before the split's cut time. leave-last: before the user's validation target (`Split.TEST`: before the
+    test target, wherever that is), or test target where they have none; what came at the same time and is ordered
+    before it belongs to training, as in its samples. Of users without a held-out sample all is known. Users whom only
+    held-out samples know of, as the official format has, end where they start.
     """
     events = dataset.video_events
     starts, ends = events.offsets[:-1].astype(np.int64), events.offsets[1:].astype(np.int64)
     cuts = dataset.manifest["split"]["cut_times"]
     if cuts is not None:
-        before = np.concatenate([[0], np.cumsum(events.times < cuts["val"])])
+        before = np.concatenate([[0], np.cumsum(events.times < cuts[held.value])])
         return starts + before[ends] - before[starts]
     ends = ends.copy()
-    for split in (Split.TEST, Split.VAL):
-        held = dataset.samples(Task.REC, split)
-        np.minimum.at(ends, held.user, _place(dataset, held.user, held.video_end, held.video, held.cut))
+    for split in (Split.TEST, Split.VAL) if held is Split.VAL else (Split.TEST,):
+        samples = dataset.samples(Task.REC, split)
+        places = _place(dataset, samples.user, samples.video_end, samples.video, samples.cut)
+        np.minimum.at(ends, samples.user, places)
     if dataset.manifest["split"]["name"] == "as given":
         trained = np.zeros(len(ends), bool)
         trained[dataset.samples(Task.REC, Split.TRAIN).user] = True

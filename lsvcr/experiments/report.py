@@ -7,13 +7,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from lsvcr.baselines.gpsd_settings import ClickSettings
 from lsvcr.experiments.report_data import SHOWN_DIGITS, DataCard, data_card
 from lsvcr.experiments.report_html import Html, breakable, details, facts, joined, page, section, table, tag
 from lsvcr.experiments.report_log import MetricsLog, charts_by_prefix
 from lsvcr.experiments.report_read import RunRecord, TestPart, llm_of, read_run
 from lsvcr.experiments.report_state import state_of, timings
 from lsvcr.experiments.report_svg import figure, number
-from lsvcr.schema import BASELINE, HLLM, METRICS_LOG_FILE, STAGE_ONE, STAGE_TWO, Task
+from lsvcr.schema import BASELINE, CLICKS, HLLM, METRICS_LOG_FILE, STAGE_ONE, STAGE_TWO, Task
 from lsvcr.settings import AlignSettings, BaselineSettings, HllmSettings, RankSettings, ReportSettings
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_file
@@ -25,12 +26,14 @@ _STAGES = {
     STAGE_TWO: "stage two: fine-tuning",
     BASELINE: "another recommender",
     HLLM: "another recommender, with LLMs in training",
+    CLICKS: "a click model",
     "": "unknown before the first checkpoint",
 }
 _CLASSES: dict[str, type] = {
     STAGE_ONE: AlignSettings,
     STAGE_TWO: RankSettings,
     HLLM: HllmSettings,
+    CLICKS: ClickSettings,
 }
 
 
@@ -89,9 +92,10 @@ def _head(record: RunRecord, card: DataCard) -> list[Html]:
         pairs.append(("converted from", str(converted.get("file", "unknown"))))
     if record.stage in (BASELINE, HLLM):
         pairs.insert(1, ("recommender", str(manifest.get("model", "unknown"))))
-    if record.stage == STAGE_TWO:
+    if record.stage in (STAGE_TWO, CLICKS):
         parent = manifest.get("parent") or {}
-        pairs.append(("stage-one checkpoint", str(parent.get("path", "none"))))
+        term = "pretraining" if record.stage == CLICKS else "stage-one checkpoint"
+        pairs.append((term, str(parent.get("path", "none"))))
     warnings = [card.warning] if card.warning else []
     if record.log.not_finite:
         warnings.append(
@@ -116,6 +120,8 @@ def _seed(manifest: Mapping[str, Any]) -> str:
 def _task(record: RunRecord) -> str:
     if record.stage in (STAGE_TWO, BASELINE, HLLM):
         return Task(record.manifest["task"]).label
+    if record.stage == CLICKS:
+        return f"clicks, {record.settings.get('transfer', 'unknown')}"
     tasks = str(record.settings.get("tasks", "unknown"))
     return " and ".join(task.label for task in Task) if tasks == "both" else tasks
 

@@ -58,6 +58,11 @@ def step_axis(last: int) -> Axis:
     return Axis(0.0, high, tuple(step * number for number in range(int(high / step) + 1)))
 
 
+def size_axis(values: Sequence[float]) -> Axis:
+    """A logarithmic axis over all of `values` (above 0, at least one), from power of ten to power of ten."""
+    return _log_axis(min(values), max(values))
+
+
 def _linear_axis(low: float, high: float) -> Axis:
     step = _round_up((high - low) / MARKS)
     first, last = math.floor(low / step), math.ceil(high / step)

@@ -10,6 +10,7 @@ from lsvcr.experiments.report_log import MetricsLog, read_log
 from lsvcr.schema import (
     BASELINE,
     BEST_DIR,
+    CLICKS,
     HLLM,
     LAST_DIR,
     MANIFEST_FILE,
@@ -48,7 +49,7 @@ class RunRecord:
 
     Attributes:
         folder: the run's.
-        stage: `stage-one`, `stage-two`, `baseline`, or empty before the first checkpoint.
+        stage: `stage-one`, `stage-two`, `baseline`, `clicks`, or empty before the first checkpoint.
         manifest: of last/, else of best/; empty before the first checkpoint.
         best: manifest of best/, or empty.
         log: its metrics log.
@@ -119,7 +120,7 @@ def llm_of(record: RunRecord) -> str:
     own = record.settings.get("model_name_or_path")
     if own:
         return f"{own}, first {layers} layers" if (layers := record.settings.get("llm_layers")) else str(own)
-    if record.stage in (STAGE_TWO, BASELINE) and record.manifest.get("texts") is None:
+    if record.stage in (STAGE_TWO, BASELINE, CLICKS) and record.manifest.get("texts") is None:
         return "none (no text vectors)"
     videos = (record.manifest.get("texts") or {}).get("videos") or {}
     try:
@@ -138,10 +139,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
         return {}
     manifest = read_json(path)
     kind = manifest.get("kind") if isinstance(manifest, dict) else None
-    if kind not in (STAGE_ONE, STAGE_TWO, BASELINE, HLLM):
+    if kind not in (STAGE_ONE, STAGE_TWO, BASELINE, CLICKS, HLLM):
         raise UserError(
-            f"{path} is not the manifest of a checkpoint of a run; give a run folder that train.py, finetune.py or "
-            "`lsvcr train` or `lsvcr hllm` wrote"
+            f"{path} is not the manifest of a checkpoint of a run; give a run folder that train.py, finetune.py, "
+            "`lsvcr train`, `lsvcr hllm` or `lsvcr clicks` wrote"
         )
     odd = [name for name in _PARTS if not isinstance(manifest.get(name) or {}, dict)]
     if odd:

@@ -23,6 +23,20 @@ BANDS = 60
 
 TABLE_ROWS = 200
 
+_HEAD, _IN_A_ROW, _ENTRY = 22, 3, 110
+"""A file: pixels above the picture; entries of the legend in a row, and the pixels of each."""
+
+_FILE_STYLE = """
+text { fill: #57606a; font: 11px system-ui, sans-serif; } .title { fill: #1c2128; font-weight: 600; font-size: 13px; }
+.grid { stroke: #e4e8ec; } .axis { stroke: #57606a; } .band { fill: transparent; }
+.curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
+.dot { fill: #ffffff; stroke-width: 1; }
+.s1 { stroke: #1f6fb2; } .s2 { stroke: #c2570c; stroke-dasharray: 7 3; } .s3 { stroke: #2a7d4f; stroke-dasharray: 2 3; }
+.s4 { stroke: #8a4fbf; stroke-dasharray: 9 3 2 3; } .s5 { stroke: #b3261e; stroke-dasharray: 4 4; }
+.s6 { stroke: #5f6b76; stroke-dasharray: 12 4; } .chance { stroke: #57606a; stroke-dasharray: 2 4; }
+.dot.s1, .dot.s2, .dot.s3, .dot.s4, .dot.s5, .dot.s6 { stroke-dasharray: none; }
+"""
+
 
 def figure(chart: Chart, last_step: int, name: str) -> Html:
     """A chart with its caption, legend and table of values.
@@ -54,6 +68,35 @@ def figure_over(chart: Chart, across: Axis, unit: str, name: str) -> Html:
     )
 
 
+def svg_file(chart: Chart, across: Axis, unit: str) -> str:
+    """A chart as a file of its own, with title and legend inside and the colours of a light page.
+
+    Args:
+        chart: with a finite value or more.
+        across, unit: as of `figure_over`.
+    """
+    values = [value for series in chart.series.values() for value in series.values() if value is not None]
+    entries = []
+    for place, (name, mark) in enumerate(_marks(chart).items()):
+        x, y = LEFT + place % _IN_A_ROW * _ENTRY, _HEAD + HEIGHT + 12 + place // _IN_A_ROW * 16
+        entries += [
+            tag("line", x1=x, x2=x + 24, y1=y - 4, y2=y - 4, class_=f"curve {mark}"),
+            tag("text", name, x=x + 30, y=y),
+        ]
+    rows = -(-len(chart.series) // _IN_A_ROW)
+    whole = tag(
+        "svg",
+        tag("style", Html(_FILE_STYLE)),
+        tag("rect", width="100%", height="100%", fill="#ffffff"),
+        tag("text", chart.title, x=LEFT, y=16, class_="title"),
+        _picture(chart, across, value_axis(values), ("picture", unit), y=_HEAD, width=WIDTH, height=HEIGHT),
+        *entries,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {WIDTH} {_HEAD + HEIGHT + 16 * rows + 8}",
+    )
+    return f"{whole}\n"
+
+
 def number(value: float | None) -> str:
     """Four significant digits; a dash for none."""
     return "–" if value is None else f"{value:.4g}"
@@ -82,7 +125,8 @@ def spread(count: int, most: int) -> list[int]:
     return [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
-def _picture(chart: Chart, across: Axis, up: Axis, names: tuple[str, str]) -> Html:
+def _picture(chart: Chart, across: Axis, up: Axis, names: tuple[str, str], **place: int) -> Html:
+    """The axes and lines of a chart; `place` says where it stands inside another picture."""
     name, unit = names
     parts = [*_grid(across, up, unit), *_bands(chart, across, unit)]
     for series_name, mark in _marks(chart).items():
@@ -95,6 +139,7 @@ def _picture(chart: Chart, across: Axis, up: Axis, names: tuple[str, str]) -> Ht
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
         aria_labelledby=f"{name}-title {name}-about",
+        **place,
     )
 
 

@@ -8,18 +8,26 @@ from lsvcr.settings.data import DoctorSettings, ExportOfficialSettings, PrepareS
 from lsvcr.settings.deploy import ExportSettings, RecommendSettings, ServeSettings
 from lsvcr.settings.fields import option
 from lsvcr.settings.hllm import HllmSettings
-from lsvcr.settings.judge import CompareSettings, EvaluateSettings, ReportSettings, TableSettings
-from lsvcr.settings.others import BaselineSettings, CompleteSettings, FittedSettings
+from lsvcr.settings.judge import (
+    ClickReportSettings,
+    CompareSettings,
+    EvaluateSettings,
+    ReportSettings,
+    TableSettings,
+)
+from lsvcr.settings.others import BaselineSettings, CompleteSettings, EpochSettings, FittedSettings
 from lsvcr.settings.stages import AlignSettings, ConvertSettings, EmbedSettings, RankSettings, SRSettings
 
 __all__ = [
     "AlignSettings",
     "BaselineSettings",
+    "ClickReportSettings",
     "CompareSettings",
     "CompleteSettings",
     "ConvertSettings",
     "DoctorSettings",
     "EmbedSettings",
+    "EpochSettings",
     "EvaluateSettings",
     "ExportOfficialSettings",
     "ExportSettings",

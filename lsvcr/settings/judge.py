@@ -79,6 +79,13 @@ class CompareSettings:
 
 
 @dataclass
+class ClickReportSettings:
+    """Settings of `lsvcr clicks-report`."""
+
+    out: str = option("clicks.html", "the page; test AUC by epoch comes beside it as an SVG file")
+
+
+@dataclass
 class ReportSettings:
     """Settings of `lsvcr report`."""
 

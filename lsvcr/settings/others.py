@@ -18,8 +18,8 @@ class FittedSettings:
 
 
 @dataclass
-class BaselineSettings(FittedSettings):
-    """What every trained recommender of `lsvcr train` has; each adds its own in its file of lsvcr/baselines/."""
+class EpochSettings:
+    """What every training in epochs has."""
 
     seed: int = option(2024, "seed of order, negatives and initialisation")
     per_device_train_batch_size: int = option(
@@ -29,10 +29,22 @@ class BaselineSettings(FittedSettings):
     dataloader_num_workers: int = option(0, "worker processes that build batches")
     learning_rate: float = option(1e-3, "peak learning rate")
     weight_decay: float = option(0.0, "AdamW weight decay")
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = option("constant", "after warm-up")
+    lr_scheduler_type: Literal["constant", "linear", "cosine", "cosine_tenth"] = option(
+        "constant", "after warm-up; cosine_tenth ends at a tenth of the peak"
+    )
     warmup_ratio: float = option(0.0, "share of steps with rising learning rate")
     num_train_epochs: int = option(100, "at most this many epochs")
     patience: int = option(10, "stop after this many validations without a better metric")
+    evaluation_strategy: Literal["epoch", "steps", "no"] = option("epoch", "steps: every eval_steps epochs")
+    eval_steps: int = option(1, "epochs between validations when evaluation_strategy is steps")
+    resume: bool = option(True, "continue an interrupted run found in output_dir")
+    report_to: Literal["tensorboard", "none"] = option("tensorboard", "where curves go")
+
+
+@dataclass
+class BaselineSettings(FittedSettings, EpochSettings):
+    """What every trained recommender of `lsvcr train` has; each adds its own in its file of lsvcr/baselines/."""
+
     metric_for_best_model: str = option(
         "ndcg@10",
         "validation metric that picks the best epoch: recall, hr, precision, ndcg, mrr or map at any K",
@@ -40,11 +52,7 @@ class BaselineSettings(FittedSettings):
     val_protocol: Literal["full", "sampled"] = option(
         "full", "candidates of the validation: all videos, or those stored with the dataset"
     )
-    evaluation_strategy: Literal["epoch", "steps", "no"] = option("epoch", "steps: every eval_steps epochs")
-    eval_steps: int = option(1, "epochs between validations when evaluation_strategy is steps")
     neg_video_num: int = option(0, "sampled negatives; 0 = the whole catalogue")
-    resume: bool = option(True, "continue an interrupted run found in output_dir")
-    report_to: Literal["tensorboard", "none"] = option("tensorboard", "where curves go")
 
 
 @dataclass

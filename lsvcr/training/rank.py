@@ -3,6 +3,7 @@
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,14 +11,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from lsvcr.evaluation.evaluator import evaluate
-from lsvcr.evaluation.metrics import DEFAULT_METRICS
-from lsvcr.evaluation.protocol import check
-from lsvcr.schema import Split
 from lsvcr.settings import RankSettings
 from lsvcr.training.rank_batches import EpochBatches, MicroBatch, optimiser_steps
-from lsvcr.training.rank_contract import Trainable
-from lsvcr.training.rank_evaluate import final_test, protocols, show
+from lsvcr.training.rank_contract import Judge, Looped, Trainable
+from lsvcr.training.rank_evaluate import RankJudge, final_test, show
 from lsvcr.training.rank_setup import metric_name, set_up
 from lsvcr.training.rank_state import Progress, RunFolder
 from lsvcr.training.schedule import learning_rate_factor
@@ -51,17 +48,42 @@ def run(settings: RankSettings) -> dict[str, Any]:
 
 def run_setup(accelerator: Accelerator, setup: Trainable) -> dict[str, Any]:
     """As `run`, for any recommender that is set up."""
+    report = train_and_test(
+        accelerator,
+        setup,
+        lambda: RankJudge(setup),
+        lambda folder: final_test(setup, folder, accelerator.device),
+    )
+    show(report)
+    return report
+
+
+def train_and_test(
+    accelerator: Accelerator,
+    setup: Looped,
+    judge: Callable[[], Judge],
+    test: Callable[[RunFolder], dict[str, Any]],
+) -> dict[str, Any]:
+    """Train what is set up, from where an interrupted run stands, and test it; a finished run is only read.
+
+    Args:
+        accelerator: device, processes, precision.
+        setup: what to train on what.
+        judge: makes what measures it between epochs.
+        test: tests the best checkpoint and writes `metrics.json`.
+
+    Returns:
+        What `metrics.json` holds.
+    """
     folder = RunFolder(setup, world_size(), accelerator.mixed_precision)
     done = folder.find() if setup.settings.resume else None
     barrier()
     if done is not None and folder.metrics.is_file():
         logger.info(f"{folder.path} holds this run, finished; --resume False would train it again")
         report: dict[str, Any] = read_json(folder.metrics)
-    else:
-        Trainer(accelerator, setup, folder).train(done)
-        report = final_test(setup, folder, accelerator.device)
-    show(report)
-    return report
+        return report
+    Trainer(accelerator, setup, folder, judge()).train(done)
+    return test(folder)
 
 
 def start_accelerator() -> Accelerator:
@@ -77,20 +99,15 @@ class Trainer:
         accelerator: device, processes, precision.
         setup: what to train on what.
         folder: where it goes.
+        judge: what measures it between epochs.
     """
 
-    def __init__(self, accelerator: Accelerator, setup: Trainable, folder: RunFolder) -> None:
-        self.accelerator, self.setup, self.folder = accelerator, setup, folder
+    def __init__(self, accelerator: Accelerator, setup: Looped, folder: RunFolder, judge: Judge) -> None:
+        self.accelerator, self.setup, self.folder, self.judge = accelerator, setup, folder, judge
         self.settings = settings = setup.settings
-        self.data, self.validation = setup.training(), setup.data(Split.VAL)
+        self.data = setup.training()
         if not len(self.data):
-            raise UserError(
-                f"{setup.dataset.root} has no {setup.task.label} training samples; prepare it from more data"
-            )
-        for protocol in protocols(settings).values():
-            check(protocol, setup.data(Split.TEST))
-        self.protocol = protocols(settings)[settings.val_protocol]
-        check(self.protocol, self.validation)
+            raise UserError(f"{setup.dataset.root} has no training samples; prepare it from more data")
         self.model = setup.model.to(accelerator.device)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -189,9 +206,9 @@ class Trainer:
         last = state.epoch == self.settings.num_train_epochs
         figures = {f"train/{name}": value for name, value in losses.items()}
         if self._validates(state.epoch):
-            means = self._validate()
-            figures |= {f"val/{name}": value for name, value in means.items()}
-            value = means[self.metric]
+            self.model.eval()
+            figures |= self.judge.figures(self.model, self.accelerator.device)
+            value = figures[f"val/{self.metric}"]
             if state.best is None or value > state.best:
                 state.best, state.best_epoch, state.without_gain = value, state.epoch, 0
             else:
@@ -214,19 +231,6 @@ class Trainer:
     def _validates(self, epoch: int) -> bool:
         every = {"no": 0, "epoch": 1, "steps": self.settings.eval_steps}[self.settings.evaluation_strategy]
         return every > 0 and (epoch % every == 0 or epoch == self.settings.num_train_epochs)
-
-    def _validate(self) -> dict[str, float]:
-        """Means of the validation split, among the candidates of `val_protocol`."""
-        self.model.eval()
-        result = evaluate(
-            self.model,
-            self.validation,
-            {self.protocol.name: self.protocol},
-            metrics=tuple(dict.fromkeys((*DEFAULT_METRICS, self.metric))),
-            batch_size=self.settings.per_device_eval_batch_size,
-            device=self.accelerator.device,
-        )[self.protocol.name]
-        return {name: result.mean(name) or 0.0 for name in result.values}
 
 
 def _shown(value: float | None) -> str:

@@ -3,27 +3,25 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
+
+from lsvcr.baselines.gpsd_settings import ClickSettings
 from lsvcr.data.rank import RankData
 from lsvcr.data.rank_rows import TrainingRows
 from lsvcr.data.store import Dataset
 from lsvcr.schema import Split, Task
 from lsvcr.settings import BaselineSettings, FittedSettings, RankSettings
 
-LoopSettings = RankSettings | BaselineSettings
-"""Settings of a run with epochs. Both have these fields under the same names."""
+LoopSettings = RankSettings | BaselineSettings | ClickSettings
+"""Settings of a run with epochs. All have the fields of `EpochSettings` under the same names."""
 
 
-class Evaluated(Protocol):
-    """A recommender on a dataset, as far as measuring it goes."""
+class Kept(Protocol):
+    """What a run folder can keep: a model on a dataset."""
 
     @property
-    def settings(self) -> RankSettings | FittedSettings:
+    def settings(self) -> RankSettings | FittedSettings | ClickSettings:
         """As given, or as the manifest has them."""
-        ...
-
-    @property
-    def task(self) -> Task:
-        """What it ranks."""
         ...
 
     @property
@@ -33,11 +31,7 @@ class Evaluated(Protocol):
 
     @property
     def model(self) -> Any:
-        """A module that is a `Recommender` or an `evaluator.CatalogueScorer`; on the CPU at first."""
-        ...
-
-    def data(self, split: Split) -> RankData:
-        """Evaluation batches of a split."""
+        """A module; on the CPU at first."""
         ...
 
     def about(self, processes: int) -> dict[str, Any]:
@@ -53,8 +47,29 @@ class Evaluated(Protocol):
         ...
 
 
-class Trainable(Evaluated, Protocol):
-    """A recommender that the loop trains."""
+class Evaluated(Kept, Protocol):
+    """A recommender on a dataset, as far as measuring it goes.
+
+    Its model is a `Recommender` or an `evaluator.CatalogueScorer`.
+    """
+
+    @property
+    def settings(self) -> RankSettings | FittedSettings:
+        """As given, or as the manifest has them."""
+        ...
+
+    @property
+    def task(self) -> Task:
+        """What it ranks."""
+        ...
+
+    def data(self, split: Split) -> RankData:
+        """Evaluation batches of a split."""
+        ...
+
+
+class Looped(Kept, Protocol):
+    """What the loop trains; its model gives a `training_loss` when it is called."""
 
     @property
     def settings(self) -> LoopSettings:
@@ -73,4 +88,28 @@ class Trainable(Evaluated, Protocol):
 
     def training(self) -> TrainingRows:
         """The training rows."""
+        ...
+
+
+class Trainable(Looped, Evaluated, Protocol):
+    """A recommender that the loop trains."""
+
+    @property
+    def settings(self) -> RankSettings | BaselineSettings:
+        """As given, or as the manifest has them."""
+        ...
+
+
+class Judge(Protocol):
+    """Measures a model between epochs."""
+
+    def figures(self, model: Any, device: torch.device) -> dict[str, float]:
+        """Figures by their names in the log, the same on every process.
+
+        `val/NAME` is there for every NAME that can pick the best epoch, and more is better.
+
+        Args:
+            model: in evaluation mode.
+            device: its own.
+        """
         ...

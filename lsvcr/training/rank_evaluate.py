@@ -11,13 +11,14 @@ from lsvcr.data.store import open_dataset
 from lsvcr.evaluation.evaluator import evaluate
 from lsvcr.evaluation.lists import split_metrics
 from lsvcr.evaluation.metrics import DEFAULT_METRICS
-from lsvcr.evaluation.protocol import FULL, Protocol
+from lsvcr.evaluation.protocol import FULL, Protocol, check
 from lsvcr.evaluation.result import Result, save_rows
 from lsvcr.models import checkpoint
 from lsvcr.schema import BEST_DIR, MANIFEST_FILE, METRICS_FILE, SR_WEIGHTS_FILE, Split, Task
 from lsvcr.settings import FittedSettings, RankSettings
-from lsvcr.training.rank_contract import Evaluated
+from lsvcr.training.rank_contract import Evaluated, Trainable
 from lsvcr.training.rank_restore import restore
+from lsvcr.training.rank_setup import metric_name
 from lsvcr.training.rank_state import ROWS_FILE, RunFolder
 from lsvcr.utils.distributed import barrier, is_main
 from lsvcr.utils.errors import UserError
@@ -35,6 +36,39 @@ Asked = Literal["all", "full", "sampled"]
 def protocols(settings: RankSettings | FittedSettings) -> dict[str, Protocol]:
     """What a checkpoint is tested under: the full catalogue, and the stored candidates."""
     return {"full": FULL, "sampled": Protocol("sampled", settings.max_candidate_num)}
+
+
+class RankJudge:
+    """Validates between epochs, among the candidates of `val_protocol`.
+
+    Args:
+        setup: of the run.
+
+    Raises:
+        UserError: the dataset cannot serve a protocol of validation or test.
+    """
+
+    def __init__(self, setup: Trainable) -> None:
+        settings = setup.settings
+        for protocol in protocols(settings).values():
+            check(protocol, setup.data(Split.TEST))
+        self._data = setup.data(Split.VAL)
+        self._protocol = protocols(settings)[settings.val_protocol]
+        check(self._protocol, self._data)
+        self._metrics = tuple(dict.fromkeys((*DEFAULT_METRICS, metric_name(settings))))
+        self._batch = settings.per_device_eval_batch_size
+
+    def figures(self, model: Any, device: torch.device) -> dict[str, float]:
+        """Means of the validation split."""
+        result = evaluate(
+            model,
+            self._data,
+            {self._protocol.name: self._protocol},
+            metrics=self._metrics,
+            batch_size=self._batch,
+            device=device,
+        )[self._protocol.name]
+        return {f"val/{name}": result.mean(name) or 0.0 for name in result.values}
 
 
 def final_test(setup: Evaluated, folder: RunFolder, device: torch.device) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from lsvcr import __version__
+from lsvcr.baselines.gpsd_settings import ClickSettings
 from lsvcr.data.rank import RankData
 from lsvcr.data.samplers import log_draw_probability
 from lsvcr.data.store import Dataset, open_dataset
@@ -27,7 +28,7 @@ from lsvcr.training.rank_texts import TextTables, load_texts
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.seeding import seed_everything
 
-S = TypeVar("S", bound=RankSettings | FittedSettings)
+S = TypeVar("S", bound=RankSettings | FittedSettings | ClickSettings)
 
 _INITIALISATION = 1
 STANDARDISED_TEXTS = 1 << 14
@@ -193,7 +194,7 @@ def _check_rec_loss(settings: RankSettings) -> None:
         raise UserError(f"--gbce_t {settings.gbce_t} must be between 0 and 1")
 
 
-def metric_name(settings: RankSettings | BaselineSettings) -> str:
+def metric_name(settings: RankSettings | BaselineSettings | ClickSettings) -> str:
     """The selection metric in our spelling; the reference's libraries put `eval_` before it."""
     return settings.metric_for_best_model.lower().removeprefix("eval_")
 

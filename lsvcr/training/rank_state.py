@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lsvcr.models import checkpoint
 from lsvcr.schema import BEST_DIR, LAST_DIR, MANIFEST_FILE, METRICS_FILE, METRICS_LOG_FILE
-from lsvcr.training.rank_contract import Evaluated
+from lsvcr.training.rank_contract import Kept
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.identity import refuse_other_run
 from lsvcr.utils.io import atomic_dir, read_json, recover
@@ -30,6 +30,7 @@ FREE = {
     "per_device_eval_batch_size",
     "data_path",
     "pretrain_checkpoint",
+    "pretrained",
     "photo_emb_file",
     "comment_emb_file",
 }
@@ -64,7 +65,7 @@ class RunFolder:
         precision: mixed precision of the run (`no`, `bf16`, `fp16`).
     """
 
-    def __init__(self, setup: Evaluated, processes: int, precision: str) -> None:
+    def __init__(self, setup: Kept, processes: int, precision: str) -> None:
         self.path = Path(setup.settings.output_dir)
         self._about = setup.about(processes)
         self._defaults = asdict(type(setup.settings)())
@@ -160,7 +161,7 @@ class RunFolder:
         }
 
 
-def _identity(setup: Evaluated, about: Mapping[str, Any], precision: str) -> dict[str, Any]:
+def _identity(setup: Kept, about: Mapping[str, Any], precision: str) -> dict[str, Any]:
     """What a run and its continuation must share, flat, so that a message can name it."""
     chosen = {name: value for name, value in asdict(setup.settings).items() if name not in FREE}
     return {

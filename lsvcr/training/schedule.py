@@ -3,7 +3,10 @@
 import math
 from typing import Literal
 
-Kind = Literal["cosine", "linear", "constant"]
+Kind = Literal["cosine", "cosine_tenth", "linear", "constant"]
+
+_FLOOR = 0.1
+"""Of the peak, where `cosine_tenth` ends."""
 
 
 def learning_rate_factor(step: int, total: int, warmup_ratio: float, kind: Kind) -> float:
@@ -11,13 +14,13 @@ def learning_rate_factor(step: int, total: int, warmup_ratio: float, kind: Kind)
 
     Warm-up rises linearly over the first `ceil(warmup_ratio * total)` steps, from 1 / warm-up (never 0, so that
     no step is wasted) to 1. Then: constant stays, linear falls to 0 and cosine falls along half a wave to 0, both
-    just after the last step.
+    just after the last step; cosine_tenth falls as cosine does, to a tenth.
 
     Args:
         step: 0-based optimiser step.
         total: optimiser steps of the whole run.
         warmup_ratio: share of steps with rising rate.
-        kind: "cosine", "linear" or "constant".
+        kind: "cosine", "cosine_tenth", "linear" or "constant".
 
     Returns:
         A number in (0, 1] for 0 <= step < total.
@@ -33,4 +36,5 @@ def learning_rate_factor(step: int, total: int, warmup_ratio: float, kind: Kind)
     done = (step - warmup) / max(1, total - warmup)
     if kind == "linear":
         return max(0.0, 1.0 - done)
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    wave = 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    return _FLOOR + (1.0 - _FLOOR) * wave if kind == "cosine_tenth" else wave

@@ -9,6 +9,7 @@ import yaml
 
 from lsvcr import settings
 from lsvcr.baselines.generative_settings import TuneSettings
+from lsvcr.baselines.gpsd_settings import ClickSettings
 from lsvcr.baselines.registry import entries
 from lsvcr.utils.arguments import load_settings
 from tests.guards.source import ROOT
@@ -19,6 +20,7 @@ CLASSES = {
     "finetune": settings.RankSettings,
     "baselines": settings.FittedSettings,
     "compare": settings.RankSettings,
+    "clicks": ClickSettings,
     "generative": TuneSettings,
     "hllm": settings.HllmSettings,
 }
@@ -38,7 +40,7 @@ def test_every_folder_is_known_and_holds_something():
 
 @pytest.mark.parametrize(
     "path",
-    [*found("align"), *found("finetune"), *found("compare"), *found("generative"), *found("hllm")],
+    [path for name in CLASSES if name != "baselines" for path in found(name)],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_a_run_file_builds_its_settings_and_says_what_it_is(path: Path):

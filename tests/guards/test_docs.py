@@ -23,6 +23,7 @@ FLAGS = {
     "finetune.sh": settings.RankSettings,
     "train": settings.BaselineSettings,
     "table": settings.TableSettings,
+    "clicks-report": settings.ClickReportSettings,
     **{name: command.settings for name, command in cli.COMMANDS.items() if command.settings},
 }
 EACH = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -105,5 +106,9 @@ def test_every_example_of_the_command_line_parses(name):
 
     words = shlex.split(cli.COMMANDS[name].example)
     assert words[:2] == ["lsvcr", name]
-    flags = split_runs(words[2:])[1] if name == "table" else words[3 if name == "train" else 2 :]
+    flags = (
+        split_runs(words[2:])[1]
+        if name in ("table", "clicks-report")
+        else words[3 if name == "train" else 2 :]
+    )
     parse_settings(FLAGS[name], flags, f"lsvcr {name}", positionals=cli.COMMANDS[name].places)

@@ -70,7 +70,7 @@ def test_a_missing_or_broken_configuration_is_told(tmp_path: Path) -> None:
         read_config(tmp_path / "broken.json", bf16=True)
 
 
-@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("kind", ["cosine", "cosine_tenth", "linear", "constant"])
 def test_the_rate_rises_once_and_never_reaches_zero_within_the_run(kind: str) -> None:
     rates = [learning_rate_factor(step, 100, 0.1, kind) for step in range(100)]
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
@@ -81,5 +81,7 @@ def test_the_rate_rises_once_and_never_reaches_zero_within_the_run(kind: str) ->
 def test_known_rates() -> None:
     assert learning_rate_factor(5, 10, 0.0, "linear") == 0.5
     assert learning_rate_factor(5, 10, 0.0, "cosine") == pytest.approx(0.5)
+    assert learning_rate_factor(5, 10, 0.0, "cosine_tenth") == pytest.approx(0.55)
+    assert learning_rate_factor(10, 10, 0.0, "cosine_tenth") == pytest.approx(0.1)
     assert learning_rate_factor(9, 10, 0.0, "constant") == 1.0
     assert learning_rate_factor(0, 1, 0.03, "cosine") == 1.0

@@ -19,7 +19,7 @@ from lsvcr.evaluation.significance import paired
 from lsvcr.schema import Task
 from lsvcr.training import rank as training
 from lsvcr.training.rank import run
-from lsvcr.training.rank_evaluate import evaluate_checkpoint
+from lsvcr.training.rank_evaluate import RankJudge, evaluate_checkpoint
 from lsvcr.utils.errors import UserError
 from tests.training.rank_runs import NARROW, TOPICS, VIDEOS, settings, write_planted
 
@@ -285,7 +285,7 @@ def test_accumulated_gradient_is_the_mean_not_the_last_micro_batch(data: Path, t
         setup = training.set_up(chosen)
         folder = training.RunFolder(setup, 1, "no")
         with pytest.raises(Stop):
-            Spy(accelerator, setup, folder).train(None)
+            Spy(accelerator, setup, folder, RankJudge(setup)).train(None)
     assert_equal(grads[0], grads[1], tolerance=1e-5)
 
 
