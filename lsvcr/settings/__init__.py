@@ -7,7 +7,13 @@ for it runs here unchanged. `lsvcr.utils.arguments` turns flags and YAML into th
 from lsvcr.settings.data import DoctorSettings, ExportOfficialSettings, PrepareSettings, SimulateSettings
 from lsvcr.settings.deploy import ExportSettings, RecommendSettings, ServeSettings
 from lsvcr.settings.fields import option
-from lsvcr.settings.judge import CompareSettings, EvaluateSettings, ReportSettings, TableSettings
+from lsvcr.settings.judge import (
+    CompareSettings,
+    EvaluateLlmSettings,
+    EvaluateSettings,
+    ReportSettings,
+    TableSettings,
+)
 from lsvcr.settings.others import BaselineSettings, CompleteSettings, FittedSettings
 from lsvcr.settings.stages import AlignSettings, ConvertSettings, EmbedSettings, RankSettings, SRSettings
 
@@ -19,6 +25,7 @@ __all__ = [
     "ConvertSettings",
     "DoctorSettings",
     "EmbedSettings",
+    "EvaluateLlmSettings",
     "EvaluateSettings",
     "ExportOfficialSettings",
     "ExportSettings",
