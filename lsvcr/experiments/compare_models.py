@@ -5,9 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lsvcr.baselines.generative_settings import SpokenSettings
 from lsvcr.baselines.registry import check_needs, entries
 from lsvcr.data.store import Dataset
-from lsvcr.experiments.compare_job import COMMENTS, REGISTRY
+from lsvcr.experiments.compare_job import ALIGNED_LLM, ASK_LLM, COMMENTS, GENERATIVE, REGISTRY
+from lsvcr.experiments.compare_llm import aligned_inputs, reason_of_aligned, reason_of_generative
 from lsvcr.schema import (
     COMMENT_FULL_EMBEDDINGS_FILE,
     LIKES,
@@ -16,7 +18,13 @@ from lsvcr.schema import (
     Split,
     Task,
 )
-from lsvcr.settings import BaselineSettings, CompareSettings, FittedSettings, RankSettings
+from lsvcr.settings import (
+    BaselineSettings,
+    CompareSettings,
+    EvaluateLlmSettings,
+    FittedSettings,
+    RankSettings,
+)
 from lsvcr.training.rank_handover import find_stage_one
 from lsvcr.training.rank_texts import load_texts
 from lsvcr.utils.arguments import nearest
@@ -34,7 +42,7 @@ class Member:
         name: what a user types.
         summary: one sentence.
         entry: of the registry, where it comes from there.
-        kind: `REGISTRY`, `STAGE_TWO` or `COMMENTS`: who trains it.
+        kind: `REGISTRY`, `STAGE_TWO`, or one of compare_job: who trains or reads it.
         settings: dataclass of its settings.
         fixed: settings that make it what it is.
         config: name or path of the YAML file; empty = that of the name.
@@ -44,7 +52,7 @@ class Member:
     name: str
     summary: str
     kind: str
-    settings: type[FittedSettings] | type[RankSettings]
+    settings: type[FittedSettings | RankSettings | EvaluateLlmSettings | SpokenSettings]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     starts: Literal["", "aligned", "either", "untuned"] = ""
     entry: str = ""
@@ -53,12 +61,22 @@ class Member:
     @property
     def is_product(self) -> bool:
         """Is it LSVCR, or LSVCR without a part? All others are baselines."""
-        return self.kind == STAGE_TWO
+        return self.kind in (STAGE_TWO, ALIGNED_LLM)
 
     @property
     def trained(self) -> bool:
-        """Has it epochs and a seed?"""
+        """Does the loop of stage two train it?"""
         return issubclass(self.settings, (BaselineSettings, RankSettings))
+
+    @property
+    def seeded(self) -> bool:
+        """Is there a model of each seed?"""
+        return self.trained or self.kind == GENERATIVE
+
+    @property
+    def asks_llm(self) -> bool:
+        """Does it ask an LLM for every row?"""
+        return self.kind in ASK_LLM
 
 
 _PRODUCT = (
@@ -95,6 +113,18 @@ _PRODUCT = (
         {"disable_text": True},
     ),
 )
+_ALIGNED_LLM = Member(
+    "llm-aligned",
+    "LSVCR's LLM itself after stage one, without the SR model: it reads a prompt a row.",
+    ALIGNED_LLM,
+    EvaluateLlmSettings,
+)
+_GENERATIVE = Member(
+    "generative",
+    "An LLM (--llm) that is tuned to say the next title; its titles are grounded as is best on validation.",
+    GENERATIVE,
+    SpokenSettings,
+)
 _OF_COMMENTS = (
     Member(
         "comment_popularity",
@@ -116,7 +146,9 @@ _OF_COMMENTS = (
 def members() -> dict[str, Member]:
     """Every row there can be, baselines first."""
     registered = [Member(e.name, e.summary, REGISTRY, e.settings, entry=e.name) for e in entries().values()]
-    return {member.name: member for member in (*registered, *_OF_COMMENTS, *_PRODUCT)}
+    return {
+        member.name: member for member in (*registered, _GENERATIVE, *_OF_COMMENTS, *_PRODUCT, _ALIGNED_LLM)
+    }
 
 
 def choose(names: str, dataset: Dataset, settings: CompareSettings) -> tuple[list[Member], dict[str, str]]:
@@ -173,6 +205,10 @@ def reason(member: Member, dataset: Dataset, settings: CompareSettings) -> str:
     task = Task.parse(settings.task)
     if member.kind == COMMENTS:
         return _reason_of_comments(member, dataset, task)
+    if member.kind == ALIGNED_LLM:
+        return reason_of_aligned(stage_one_runs(settings), dataset, task)
+    if member.kind == GENERATIVE:
+        return reason_of_generative(settings.llm, dataset, task)
     if member.kind == REGISTRY:
         if task is Task.COMM_RANK:
             return f"{member.name} recommends videos: compare it with --task Rec; here use comment_popularity"
@@ -220,7 +256,7 @@ def sources(member: Member, settings: CompareSettings, place: int = 0) -> dict[s
         settings: of the command.
         place: of the seed, from 0: several stage-one runs take turns.
     """
-    runs = _runs(settings)
+    runs = stage_one_runs(settings)
     if runs and member.starts in ("aligned", "either"):
         return {"pretrain_checkpoint": runs[place % len(runs)]}
     folder = Path(settings.untuned or settings.data)
@@ -233,19 +269,29 @@ def sources(member: Member, settings: CompareSettings, place: int = 0) -> dict[s
 
 def turns(settings: CompareSettings) -> int:
     """How many stage-one runs take turns; 1 without any."""
-    return len(_runs(settings)) or 1
+    return len(stage_one_runs(settings)) or 1
 
 
-def _runs(settings: CompareSettings) -> list[str]:
+def models_of(member: Member, settings: CompareSettings) -> int:
+    """How many models a row is the mean of."""
+    if member.kind == ALIGNED_LLM:
+        return min(settings.seeds, turns(settings))
+    return settings.seeds if member.seeded else 1
+
+
+def stage_one_runs(settings: CompareSettings) -> list[str]:
+    """Those that `--aligned` names."""
     return settings.aligned.replace(",", " ").split()
 
 
 def inputs(member: Member, dataset: Dataset, settings: CompareSettings, place: int = 0) -> dict[str, str]:
-    """By content what a row of LSVCR is made of beside its dataset.
+    """By content what a row of LSVCR, or of its LLM, is made of beside its dataset.
 
     Raises:
         UserError: a stage-one run or text vectors are missing, damaged or of another dataset.
     """
+    if member.kind == ALIGNED_LLM:
+        return aligned_inputs(stage_one_runs(settings)[place], dataset, Task.parse(settings.task))
     if member.kind != STAGE_TWO or member.fixed.get("disable_text"):
         return {}
     chosen = RankSettings(**sources(member, settings, place))

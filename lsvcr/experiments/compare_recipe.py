@@ -6,15 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import lsvcr
+from lsvcr.baselines.generative_settings import SpokenSettings
 from lsvcr.data.store import Dataset
-from lsvcr.experiments.compare_job import COMMENTS, Job
-from lsvcr.experiments.compare_models import LSVCR, Member, inputs, sources, turns
+from lsvcr.experiments.compare_job import ALIGNED_LLM, COMMENTS, GENERATIVE, Job
+from lsvcr.experiments.compare_models import LSVCR, Member, inputs, sources, stage_one_runs, turns
 from lsvcr.schema import STAGE_TWO, Task
-from lsvcr.settings import BaselineSettings, CompareSettings, FittedSettings, RankSettings
+from lsvcr.settings import (
+    BaselineSettings,
+    CompareSettings,
+    EvaluateLlmSettings,
+    FittedSettings,
+    RankSettings,
+)
 from lsvcr.utils.arguments import load_search, load_settings, nearest
 from lsvcr.utils.errors import UserError
 
 Search = Mapping[str, Sequence[Any]]
+_OURS = ("seed", "data_path", "output_dir", "model_name_or_path", "max_rows", "rows_seed")
+"""Settings that the command gives."""
+
 RATES: Search = {"learning_rate": (1e-3, 3e-4, 3e-3, 1e-4, 1e-2), "weight_decay": (0.0, 1e-5, 1e-4, 1e-3)}
 """What a trained model may try whose file has no `search` section: what all of them have."""
 
@@ -33,7 +43,7 @@ class Recipe:
     """
 
     member: Member
-    settings: FittedSettings | RankSettings
+    settings: FittedSettings | RankSettings | EvaluateLlmSettings | SpokenSettings
     search: Search
     file: str
     fallback: bool
@@ -53,11 +63,11 @@ def recipe(member: Member, dataset: Dataset, settings: CompareSettings) -> Recip
     shared: dict[str, Any] = {} if member.kind == COMMENTS else dict(member.fixed)
     if member.trained:
         shared |= {"metric_for_best_model": settings.metric, "report_to": "none"}
-    if settings.epochs and isinstance(own, (BaselineSettings, RankSettings)):
+    if settings.epochs and isinstance(own, (BaselineSettings, RankSettings, SpokenSettings)):
         shared["num_train_epochs"] = min(own.num_train_epochs, settings.epochs)
     if member.kind == STAGE_TWO:
         shared["finetune_task"] = settings.task
-    wrong = sorted(set(search) & {*shared, "seed", "data_path", "output_dir"})
+    wrong = sorted(set(search) & {*shared, *_OURS})
     if wrong:
         raise UserError(f"{file}: search must leave {', '.join(wrong)} alone, which `lsvcr compare` sets")
     return Recipe(
@@ -75,10 +85,12 @@ def _config(member: Member, folder: Path) -> Path | None:
 
     It is looked for in `folder` from here on, then in that of the checkout.
     """
-    part = "compare" if member.is_product else "baselines"
+    part = "compare" if member.is_product else "generative" if member.kind == GENERATIVE else "baselines"
     if member.config.endswith((".yaml", ".yml")):
         return Path(member.config)
-    names = [member.config] if member.config else [member.name, LSVCR] if member.is_product else [member.name]
+    names = [member.config or member.name]
+    if member.kind == STAGE_TWO and not member.config:
+        names.append(LSVCR)
     checkout = Path(lsvcr.__file__).resolve().parents[1]
     places = [root / part / f"{name}.yaml" for root in (folder, checkout / folder) for name in names]
     found = next((file for file in places if file.is_file()), None)
@@ -102,11 +114,7 @@ def job(
         place: of the seed, from 0.
     """
     member = own.member
-    values: dict[str, Any] = {**chosen, "data_path": settings.data}
-    if member.trained:
-        values["seed"] = settings.seed + place
-    if member.kind == STAGE_TWO:
-        values |= sources(member, settings, place)
+    values = {**chosen, **_placed(member, settings, place)}
     complete = replace(own.settings, **values)
     return Job(
         name=member.name,
@@ -121,3 +129,23 @@ def job(
         data_hash=dataset.data_hash,
         out=settings.out,
     )
+
+
+def _placed(member: Member, settings: CompareSettings, place: int) -> dict[str, Any]:
+    """What the command says of data, seed and rows to the model of a seed."""
+    if member.kind == ALIGNED_LLM:
+        runs = stage_one_runs(settings)
+        rows = {"max_rows": settings.max_rows, "seed": settings.seed}
+        return {"run": runs[place % len(runs)], "data": settings.data, "task": settings.task, **rows}
+    values: dict[str, Any] = {"data_path": settings.data}
+    if member.seeded:
+        values["seed"] = settings.seed + place
+    if member.kind == STAGE_TWO:
+        values |= sources(member, settings, place)
+    if member.kind == GENERATIVE:
+        values |= {
+            "model_name_or_path": settings.llm,
+            "max_rows": settings.max_rows,
+            "rows_seed": settings.seed,
+        }
+    return values

@@ -73,7 +73,7 @@ def ground(settings: GroundSettings) -> dict[str, Any]:
         if settings.collaborative or not way.collaborative
     }
     index = TitleIndex(dataset.titles())
-    grounds = _grounds(settings, tuned.model_name_or_path, manifest, dataset, generated, index)
+    grounds = grounds_of(settings, tuned.model_name_or_path, manifest, dataset, generated, index)
     curves = choose_gammas(grounds[Split.VAL], ways)
     gammas = {name: curve.chosen for name, curve in curves.items()}
     results = measure(grounds[Split.TEST], ways, gammas, drawn_of(dataset, generated, made, Split.TEST))
@@ -102,7 +102,7 @@ def ground(settings: GroundSettings) -> dict[str, Any]:
     return report
 
 
-def _grounds(
+def grounds_of(
     settings: GroundSettings,
     llm: str,
     manifest: Mapping[str, Any],

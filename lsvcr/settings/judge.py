@@ -89,6 +89,14 @@ class CompareSettings:
     aligned: str = option(
         "", "stage-one run for the rows of LSVCR; several with commas between them: one a seed, in turn"
     )
+    llm: str = option(
+        "", "causal LM of the row generative: hub id, folder, GGUF file, smollm2-135m or tiny-random"
+    )
+    max_rows: int = option(
+        0,
+        "rows of validation and of test that the table is about, drawn once by --seed; 0 = all. The rows that ask an "
+        "LLM read these alone",
+    )
     untuned: str = option("", "folder of the untuned LLM's vectors (*_full_embs.npy); empty = the dataset")
     metric: str = option("ndcg@10", "validation metric that picks epochs, settings and the best baseline")
     metrics: str = option("recall@10,ndcg@10,mrr@10", "columns of the table")

@@ -1,0 +1,57 @@
+"""The rows of `lsvcr compare` that ask an LLM: when they can be had, and what they are made of."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lsvcr.baselines.registry import NEEDS
+from lsvcr.data.store import Dataset
+from lsvcr.data.vectors import described
+from lsvcr.schema import COMMENT_EMBEDDINGS_FILE, VIDEO_EMBEDDINGS_FILE, Task
+from lsvcr.training.embedder import checkpoint_folder
+from lsvcr.training.llm_users import Source, item_vectors, open_source
+from lsvcr.utils.errors import UserError
+
+
+def reason_of_aligned(runs: Sequence[str], dataset: Dataset, task: Task) -> str:
+    """Why the LLM of stage one cannot be had, and what to use instead; empty where it can."""
+    if not runs:
+        return "llm-aligned needs a stage-one run: give --aligned RUN, or use lsvcr-untuned"
+    try:
+        for run in runs:
+            item_vectors(_source(run, task), dataset, task)
+    except UserError as lacking:
+        return f"llm-aligned: {lacking}; or use lsvcr"
+    return ""
+
+
+def reason_of_generative(llm: str, dataset: Dataset, task: Task) -> str:
+    """Why an LLM that says titles cannot be had, and what to use instead; empty where it can."""
+    if task is Task.COMM_RANK:
+        return "generative recommends videos: compare it with --task Rec; here use comment_popularity"
+    if not llm:
+        return "generative needs an LLM: give --llm smollm2-135m (or another), or use sasrec"
+    words, has = NEEDS["texts"]
+    if not has(dataset):
+        return f"generative needs {words}, which {dataset.root} does not have; use sasrec"
+    return ""
+
+
+def aligned_inputs(run: str, dataset: Dataset, task: Task) -> dict[str, str]:
+    """By content what the LLM of a stage-one run is measured with.
+
+    Raises:
+        UserError: the run is none or has learned another task.
+    """
+    source = _source(run, task)
+    name = VIDEO_EMBEDDINGS_FILE if task is Task.REC else COMMENT_EMBEDDINGS_FILE
+    places = [place / name for place in (source.folder, source.folder.parent) if (place / name).is_file()]
+    entry = described(places[0]) if places else None
+    vectors = {} if entry is None else {name: str(entry["sha256"])}
+    return {"stage-one checkpoint": source.digest, **vectors}
+
+
+def _source(run: str, task: Task) -> Source:
+    folder = checkpoint_folder(run)
+    if folder is None:
+        raise UserError(f"--aligned {run}: no stage-one run")
+    return open_source(Path(folder), task)
