@@ -19,7 +19,7 @@ from lsvcr.experiments.compare_recipe import Recipe, job, recipe
 from lsvcr.experiments.compare_search import trials
 from lsvcr.experiments.compare_speed import answer_times
 from lsvcr.experiments.compare_text import markdown
-from lsvcr.schema import Task
+from lsvcr.schema import Split, Task
 from lsvcr.settings import CompareSettings
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_file, write_json
@@ -158,7 +158,9 @@ def _perform(each: Job, label: str, tell: Callable[[str], None], details: str = 
         started = time.monotonic()
         perform(each, tell)
         time_taken = f"in {duration(time.monotonic() - started)}"
-    logger.info(f"{label}: validation {each.metric} {each.validation().mean(each.metric):.4f}, {time_taken}")
+    found = each.validation()
+    rows = found.fingerprint.split.replace(Split.VAL.value, "validation", 1)  # says so where they are not all
+    logger.info(f"{label}: {rows} {each.metric} {found.mean(each.metric):.4f}, {time_taken}")
 
 
 def _teller(name: str) -> Callable[[str], None]:

@@ -1,14 +1,12 @@
 """The rows of `lsvcr compare` that ask an LLM: when they can be had, and what they are made of."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from lsvcr.baselines.registry import NEEDS
 from lsvcr.data.store import Dataset
 from lsvcr.data.vectors import described
 from lsvcr.schema import COMMENT_EMBEDDINGS_FILE, VIDEO_EMBEDDINGS_FILE, Task
-from lsvcr.training.embedder import checkpoint_folder
-from lsvcr.training.llm_users import Source, item_vectors, open_source
+from lsvcr.training.llm_users import item_vectors, open_source
 from lsvcr.utils.errors import UserError
 
 
@@ -18,9 +16,9 @@ def reason_of_aligned(runs: Sequence[str], dataset: Dataset, task: Task) -> str:
         return "llm-aligned needs a stage-one run: give --aligned RUN, or use lsvcr-untuned"
     try:
         for run in runs:
-            item_vectors(_source(run, task), dataset, task)
+            item_vectors(open_source(run, task), dataset, task)
     except UserError as lacking:
-        return f"llm-aligned: {lacking}; or use lsvcr"
+        return f"llm-aligned: {lacking}; or use lsvcr-untuned"
     return ""
 
 
@@ -42,16 +40,9 @@ def aligned_inputs(run: str, dataset: Dataset, task: Task) -> dict[str, str]:
     Raises:
         UserError: the run is none or has learned another task.
     """
-    source = _source(run, task)
+    source = open_source(run, task)
     name = VIDEO_EMBEDDINGS_FILE if task is Task.REC else COMMENT_EMBEDDINGS_FILE
     places = [place / name for place in (source.folder, source.folder.parent) if (place / name).is_file()]
     entry = described(places[0]) if places else None
     vectors = {} if entry is None else {name: str(entry["sha256"])}
     return {"stage-one checkpoint": source.digest, **vectors}
-
-
-def _source(run: str, task: Task) -> Source:
-    folder = checkpoint_folder(run)
-    if folder is None:
-        raise UserError(f"--aligned {run}: no stage-one run")
-    return open_source(Path(folder), task)

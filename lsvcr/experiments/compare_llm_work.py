@@ -66,7 +66,7 @@ def _aligned(job: Job) -> dict[str, Any]:
         "parameters": manifest.get("trained_parameters", 0),
         "epoch": manifest.get("epoch"),
         "answer_ms": report["reading"]["ms_a_row"],
-        "detail": "training is stage one, and its parameters are those that trained there",
+        "detail": "a model a stage-one run; training and parameters are those of stage one",
     }
 
 

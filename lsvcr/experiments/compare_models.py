@@ -161,7 +161,10 @@ def choose(names: str, dataset: Dataset, settings: CompareSettings) -> tuple[lis
     known = members()
     words = names.replace(",", " ").split()
     if words == [ALL]:
-        reasons = {name: reason(member, dataset, settings) for name, member in known.items()}
+        reasons = {
+            name: _costly(member, dataset, settings) or reason(member, dataset, settings)
+            for name, member in known.items()
+        }
         left_out = {name: why for name, why in reasons.items() if why}
         served = [member for name, member in known.items() if name not in left_out]
         if not served:
@@ -179,6 +182,15 @@ def choose(names: str, dataset: Dataset, settings: CompareSettings) -> tuple[lis
     if not chosen:
         raise UserError(f"--models wants names with commas between them: {', '.join([*known, ALL])}")
     return chosen, {}
+
+
+def _costly(member: Member, dataset: Dataset, settings: CompareSettings) -> str:
+    """Why `all` does not mean a row that would take more time than all the others together; empty where it does."""
+    if member.kind != ALIGNED_LLM or not settings.aligned or settings.max_rows:
+        return ""
+    task = Task.parse(settings.task)
+    prompts = sum(len(dataset.samples(task, split)) for split in (Split.VAL, Split.TEST))
+    return f"{member.name} reads {prompts:,} prompts with the LLM: name it in --models, or bound it with --max_rows"
 
 
 def named(word: str, known: Mapping[str, Member]) -> Member:

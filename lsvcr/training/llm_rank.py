@@ -21,7 +21,6 @@ from lsvcr.evaluation.result import save_rows
 from lsvcr.nn.similarity import unit
 from lsvcr.schema import METRICS_FILE, STAGE_ONE, Split, Task
 from lsvcr.settings import EvaluateLlmSettings
-from lsvcr.training.embedder import checkpoint_folder
 from lsvcr.training.llm_users import PromptReader, Source, item_vectors, open_source, read_users
 from lsvcr.training.rank_state import ROWS_FILE
 from lsvcr.utils.errors import UserError
@@ -75,10 +74,7 @@ def evaluate_llm(settings: EvaluateLlmSettings, metrics: tuple[str, ...] = DEFAU
         if getattr(settings, flag) < 0:
             raise UserError(f"--{flag} {getattr(settings, flag)} must be 0 or more")
     task, split = Task.parse(settings.task), Split(settings.split)
-    folder = checkpoint_folder(settings.run)
-    if folder is None:
-        raise UserError(f"{settings.run!r} names no stage-one run")
-    source = open_source(folder, task)
+    source = open_source(settings.run, task)
     dataset = open_dataset(settings.data)
     data = RankData(dataset, task, split)
     drawn = draw(len(data), settings.max_rows, settings.seed, split)

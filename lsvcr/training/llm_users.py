@@ -30,11 +30,11 @@ from lsvcr.data.vectors import described, load_embeddings
 from lsvcr.llm.encoder import hidden_states, tokenize
 from lsvcr.models import checkpoint as checkpoints
 from lsvcr.nn.similarity import unit
-from lsvcr.schema import COMMENT_EMBEDDINGS_FILE, MANIFEST_FILE, VIDEO_EMBEDDINGS_FILE, Split, Task
+from lsvcr.schema import COMMENT_EMBEDDINGS_FILE, MANIFEST_FILE, STAGE_ONE, VIDEO_EMBEDDINGS_FILE, Split, Task
 from lsvcr.settings import AlignSettings, EmbedSettings, EvaluateLlmSettings
 from lsvcr.training.align_build import prompt_builder
 from lsvcr.training.embed import CPU_BUDGET, GPU_BUDGET
-from lsvcr.training.embedder import load_embedder
+from lsvcr.training.embedder import checkpoint_folder, load_embedder
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_file, sha256_file, sha256_text
 from lsvcr.utils.logging import get_logger, progress
@@ -86,18 +86,24 @@ class Source:
     digest: str
 
 
-def open_source(folder: Path, task: Task) -> Source:
-    """Read a stage-one checkpoint that has learned `task`.
+def open_source(run: str | Path, task: Task) -> Source:
+    """Read a stage-one run, or its best/, that has learned `task`.
 
     Raises:
         UserError: it is none, is damaged, or was trained on the other task alone.
     """
+    remedy = "give the output_dir of scripts/run_lora.sh, or of `lsvcr convert`"
+    folder = checkpoint_folder(str(run)) if Path(run).is_dir() else None
+    if folder is None:
+        raise UserError(f"{run} is no folder of a stage-one run; {remedy}")
     tensors, manifest = checkpoints.load(folder)
+    if manifest.get("kind") != STAGE_ONE:
+        raise UserError(f"{folder} holds a {manifest.get('kind')} checkpoint, not one of stage one; {remedy}")
     known = {f.name for f in fields(AlignSettings)}
     trained = AlignSettings(**{k: v for k, v in manifest.get("settings", {}).items() if k in known})
     lacking = [name for name in (_ADAPTER, *_CONTRAST) if name not in tensors]
     if lacking:
-        raise UserError(f"{folder} is no stage-one checkpoint of ours: it has no {', '.join(lacking)}")
+        raise UserError(f"{folder} is no whole stage-one checkpoint: it has no {', '.join(lacking)}")
     if trained.tasks not in ("both", task.label, task.value):
         raise UserError(
             f"{folder} was trained on {trained.tasks} alone: its LLM knows nothing of --task {task.label}"

@@ -156,7 +156,7 @@ def test_what_cannot_be_measured_is_told(world: SimpleNamespace, tmp_path: Path)
         return str(error.value)
 
     assert "--max_rows -1 must be 0 or more" in refused(max_rows=-1)
-    assert "no such folder" in refused(run=str(tmp_path / "nowhere"))
+    assert "is no folder of a stage-one run" in refused(run=str(tmp_path / "nowhere"))
     bare = shutil.copytree(world.run, tmp_path / "bare")
     for file in (bare / BEST_DIR).glob("*.npy"):
         file.unlink()
