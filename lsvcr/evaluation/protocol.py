@@ -63,6 +63,16 @@ def drawn_words(count: int, total: int, seed: int) -> str:
     return f"{count} of {total} rows, seed {seed}"
 
 
+def split_words(split: str) -> str:
+    """The split of a fingerprint, as titles say it.
+
+    >>> split_words("test"), split_words("test (9 of 20 rows, seed 1)")
+    ('test split', 'test split (9 of 20 rows, seed 1)')
+    """
+    name, blank, drawn = split.partition(" ")
+    return f"{name} split{blank}{drawn}"
+
+
 def fingerprint(protocol: Protocol, data: RankData, drawn: Drawn | None = None) -> Fingerprint:
     """The fingerprint of `protocol` on the split of `data`, or on some of its rows."""
     if protocol.name == "sampled":

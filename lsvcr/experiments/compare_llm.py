@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from lsvcr.baselines.registry import NEEDS
 from lsvcr.data.store import Dataset
 from lsvcr.data.vectors import described
-from lsvcr.schema import COMMENT_EMBEDDINGS_FILE, VIDEO_EMBEDDINGS_FILE, Task
-from lsvcr.training.llm_users import item_vectors, open_source
+from lsvcr.schema import Task
+from lsvcr.training.llm_users import item_vectors, open_source, vector_file
 from lsvcr.utils.errors import UserError
 
 
@@ -41,8 +41,6 @@ def aligned_inputs(run: str, dataset: Dataset, task: Task) -> dict[str, str]:
         UserError: the run is none or has learned another task.
     """
     source = open_source(run, task)
-    name = VIDEO_EMBEDDINGS_FILE if task is Task.REC else COMMENT_EMBEDDINGS_FILE
-    places = [place / name for place in (source.folder, source.folder.parent) if (place / name).is_file()]
-    entry = described(places[0]) if places else None
-    vectors = {} if entry is None else {name: str(entry["sha256"])}
-    return {"stage-one checkpoint": source.digest, **vectors}
+    file = vector_file(source, task)
+    entry = described(file) or {}
+    return {"stage-one checkpoint": source.digest, file.name: str(entry.get("sha256"))}

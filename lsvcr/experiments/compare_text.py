@@ -8,6 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from lsvcr.evaluation.protocol import split_words
 from lsvcr.experiments.compare_figures import COLD, LEVEL
 from lsvcr.experiments.compare_speed import ABOUT
 from lsvcr.utils.logging import duration
@@ -117,7 +118,7 @@ def title(report: Mapping[str, Any]) -> str:
     """What was compared on what."""
     print_ = report["fingerprint"]
     return (
-        f"{report['task_label']} on {Path(report['data']).resolve().name}, {report['split']} split, "
+        f"{report['task_label']} on {Path(report['data']).resolve().name}, {split_words(report['split'])}, "
         f"candidates: {print_['candidates']}"
     )
 

@@ -26,7 +26,7 @@ from lsvcr.baselines.grounding_titles import TitleIndex, validity
 from lsvcr.baselines.grounding_vectors import LastTokenEncoder
 from lsvcr.data.rank import RankData
 from lsvcr.data.store import Dataset
-from lsvcr.evaluation.protocol import Drawn, drawn_words
+from lsvcr.evaluation.protocol import Drawn, drawn_words, split_words
 from lsvcr.evaluation.result import Result, save_rows
 from lsvcr.experiments.ground_page import ground_page
 from lsvcr.experiments.runs import collaborative_scores
@@ -169,7 +169,9 @@ def _write(
 
 def print_ground(report: Mapping[str, Any]) -> None:
     """Print what `ground` gives, for a person."""
-    table = Table(title=f"Rec, {_split(report)}, {report['decoding']} decoding", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=f"Rec, {split_words(_split(report))}, {report['decoding']} decoding", box=box.SIMPLE_HEAD
+    )
     table.add_column("ranking")
     table.add_column("gamma", justify="right")
     for name in _COLUMNS:

@@ -111,23 +111,27 @@ def open_source(run: str | Path, task: Task) -> Source:
     return Source(folder, trained, tensors, sha256_file(folder / MANIFEST_FILE))
 
 
+def vector_file(source: Source, task: Task) -> Path:
+    """Where the text vectors of a checkpoint's items lie, or should: beside it or, in a run, above it."""
+    name = VIDEO_EMBEDDINGS_FILE if task is Task.REC else COMMENT_EMBEDDINGS_FILE
+    above = source.folder.parent / name
+    return above if above.is_file() and not (source.folder / name).is_file() else source.folder / name
+
+
 def item_vectors(source: Source, dataset: Dataset, task: Task) -> Tensor:
     """Item vectors in the space of the LLM's users: videos (Rec) or comments, (N + 1, d) float32 of length 1.
 
     Raises:
         UserError: the checkpoint's text vectors are missing, or are of another checkpoint or dataset.
     """
-    name, count = (VIDEO_EMBEDDINGS_FILE, dataset.n_videos)
-    if task is Task.COMM_RANK:
-        name, count = (COMMENT_EMBEDDINGS_FILE, dataset.n_comments)
+    count = dataset.n_videos if task is Task.REC else dataset.n_comments
+    file = vector_file(source, task)
     remedy = f"`lsvcr embed --checkpoint {source.folder} --data_path {dataset.root}`"
-    places = [place for place in (source.folder, source.folder.parent) if (place / name).is_file()]
-    if not places:
+    if not file.is_file():
         raise UserError(
-            f"{source.folder} has no {name}, the items that its LLM's users are compared with: make it with {remedy}"
+            f"{source.folder} has no {file.name}, the items for its LLM's users: make it with {remedy}"
         )
-    file = places[0] / name
-    texts = load_embeddings(file, name, count + 1, dataset.data_hash)
+    texts = load_embeddings(file, file.name, count + 1, dataset.data_hash)
     if (described(file) or {}).get("parent") != source.digest:
         raise UserError(
             f"{file} was not made by the checkpoint {source.folder}: its vectors lie in another space; make them "
