@@ -182,23 +182,27 @@ class PromptReader:
         self._weight, self._bias = (source.tensors[name].float().to(device) for name in _CONTRAST)
 
     @torch.inference_mode()
-    def users(self, rows: np.ndarray) -> tuple[np.ndarray, Reading]:
-        """User vectors of sample numbers (n,): (n, d) float32, and what that took."""
+    def users(
+        self, rows: np.ndarray, tell: Callable[[int], object] = lambda rows: None
+    ) -> tuple[np.ndarray, Reading]:
+        """User vectors of sample numbers (n,): (n, d) float32, and what that took; `tell` gets each batch's rows."""
         prompts = self._collator.prompts([self._samples.evaluation(int(row)) for row in rows])
         numbers: dict[tuple[int, ...], int] = {}
         place = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
         started = time.perf_counter()
-        vectors = self._read(list(numbers))
+        rows_of = np.bincount(place)
+        vectors = self._read(list(numbers), lambda batch: tell(int(rows_of[batch].sum())))
         seconds = time.perf_counter() - started
         return vectors[place], Reading(len(rows), len(numbers), sum(map(len, numbers)), seconds)
 
-    def _read(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
-        """(n, d) float32 in the order of `prompts`, which are read in batches of similar length."""
+    def _read(self, prompts: Sequence[Sequence[int]], tell: Callable[[np.ndarray], object]) -> np.ndarray:
+        """(n, d) float32 in the order of `prompts`, which are read in batches of similar length; `tell` gets each."""
         found = np.empty((len(prompts), len(self._bias)), dtype=np.float32)
         for batch, states, mask in hidden_states(self._llm, prompts, pad_id=self._pad, budget=self._budget):
             last = mask.sum(dim=1) - 1
             chosen = states[torch.arange(len(last), device=last.device), last].float()
             found[batch] = F.linear(chosen, self._weight, self._bias).cpu().numpy()
+            tell(batch)
         return found
 
 
@@ -233,13 +237,12 @@ def read_users(
         for file, part, found in zip(files, parts, known, strict=True):
             if found is None:
                 reader = reader or open_reader()
-                found = reader.users(part)
+                found = reader.users(part, bar.advance)
                 if not np.isfinite(found[0]).all():
                     raise UserError(
                         "the LLM's user vectors hold NaN or infinity: try --bf16 False, or an earlier checkpoint"
                     )
                 _save(file, identity, part, *found)
-                bar.advance(len(part))
             vectors.append(found[0])
             total = total.plus(found[1])
     return np.concatenate(vectors), total

@@ -80,8 +80,9 @@ def test_figures_are_ranks_by_cosine(world: SimpleNamespace, tmp_path: Path) -> 
 
 
 def test_equal_prompts_are_read_once(world: SimpleNamespace) -> None:
-    users, reading = reader(world, Task.REC).users(np.array([2, 0, 2]))
-    assert (reading.prompts, reading.distinct) == (3, 2)
+    told: list[int] = []
+    users, reading = reader(world, Task.REC).users(np.array([2, 0, 2]), told.append)
+    assert (reading.prompts, reading.distinct) == (3, 2) and sum(told) == 3
     assert np.array_equal(users[0], users[2]) and not np.allclose(users[0], users[1])
 
 
@@ -92,11 +93,11 @@ def test_a_killed_reading_goes_on_behind_its_last_part(
     read: list[list[int]] = []
     real, stop = PromptReader.users, [2]
 
-    def counted(self: PromptReader, rows: np.ndarray) -> object:
+    def counted(self: PromptReader, rows: np.ndarray, *tell: object) -> object:
         if len(read) == stop[0]:
             raise KeyboardInterrupt
         read.append(rows.tolist())
-        return real(self, rows)
+        return real(self, rows, *tell)
 
     monkeypatch.setattr(PromptReader, "users", counted)
     cut, straight = (asked(world, out=str(tmp_path / name)) for name in ("cut", "straight"))
