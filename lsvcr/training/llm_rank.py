@@ -25,11 +25,16 @@ from lsvcr.training.llm_users import PromptReader, Source, item_vectors, open_so
 from lsvcr.training.rank_state import ROWS_FILE
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import write_json
+from lsvcr.utils.logging import get_logger
 from lsvcr.utils.precision import compute_dtype
 
 LLM_DIR, USERS_DIR = "llm", "users"
 MODEL = "llm-aligned"
 """`model` in the report."""
+ALIKE = 0.95
+"""Mean cosine of two users above which they are told to be nearly the same."""
+
+_log = get_logger(__name__)
 
 
 class UserTable:
@@ -88,8 +93,16 @@ def evaluate_llm(settings: EvaluateLlmSettings, metrics: tuple[str, ...] = DEFAU
     users, reading = read_users(
         out / USERS_DIR, about, rows, lambda: PromptReader(source, settings, dataset, task, split)
     )
+    directions = unit(torch.from_numpy(users))
+    alike = mean_cosine(directions)
+    if alike > ALIKE:
+        _log.warning(
+            "the LLM's user vectors are nearly all the same (mean cosine %.3f): stage one has hardly taught it to tell "
+            "users apart",
+            alike,
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scorer = UserTable(rows, unit(torch.from_numpy(users)).to(device), items.to(device))
+    scorer = UserTable(rows, directions.to(device), items.to(device))
     results = evaluate(scorer, data, _protocols(settings), metrics=metrics, device=device, drawn=drawn)
     report = {
         "model": MODEL,
@@ -100,6 +113,7 @@ def evaluate_llm(settings: EvaluateLlmSettings, metrics: tuple[str, ...] = DEFAU
         "data_hash": dataset.data_hash,
         "checkpoint": {"path": str(source.folder), "manifest": source.digest},
         "reading": {**asdict(reading), "ms_a_row": 1000 * reading.seconds / max(1, reading.prompts)},
+        "users_mean_cosine": alike,
         "protocols": {name: result.summary() for name, result in results.items()},
         "folder": str(out),
     }
@@ -107,6 +121,13 @@ def evaluate_llm(settings: EvaluateLlmSettings, metrics: tuple[str, ...] = DEFAU
         save_rows(out / ROWS_FILE.format(name=name), result)
     write_json(out / METRICS_FILE, report)
     return report
+
+
+def mean_cosine(directions: Tensor) -> float:
+    """Mean cosine of two different rows of (n, d) unit vectors; 0 where there is one row."""
+    count = len(directions)
+    together = float(directions.double().sum(dim=0).square().sum())
+    return (together - count) / (count * (count - 1)) if count > 1 else 0.0
 
 
 def output_folder(settings: EvaluateLlmSettings, drawn: Drawn | None) -> Path:

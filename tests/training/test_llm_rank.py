@@ -1,6 +1,7 @@
 """Stage one's LLM as a recommender: its vectors are those of training, its figures the evaluator's."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,8 @@ from lsvcr.experiments.table import compare_runs
 from lsvcr.nn.similarity import unit
 from lsvcr.schema import BEST_DIR, Split, Task
 from lsvcr.settings import EvaluateLlmSettings
-from lsvcr.training import llm_users
-from lsvcr.training.llm_rank import evaluate_llm
+from lsvcr.training import llm_rank, llm_users
+from lsvcr.training.llm_rank import evaluate_llm, mean_cosine
 from lsvcr.training.llm_users import PromptReader, item_vectors, open_source
 from lsvcr.utils.errors import UserError
 from tests.training.aligned_runs import write_aligned
@@ -77,6 +78,25 @@ def test_figures_are_ranks_by_cosine(world: SimpleNamespace, tmp_path: Path) -> 
     assert full["metrics"]["recall@10"]["value"] == pytest.approx(by_hand.mean())
     assert full["fingerprint"]["split"] == "test" and full["fingerprint"]["candidates"] == "all videos"
     assert report == json.loads((tmp_path / "metrics.json").read_text())
+
+
+def test_users_that_are_all_the_same_are_told(
+    world: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = torch.Generator().manual_seed(1)
+    directions = unit(torch.randn(9, 5, generator=rng))
+    pairs = [float(directions[i] @ directions[j]) for i in range(9) for j in range(9) if i != j]
+    assert mean_cosine(directions) == pytest.approx(np.mean(pairs), abs=1e-6)
+    assert mean_cosine(directions[:1]) == 0
+    monkeypatch.setattr(logging.getLogger("lsvcr"), "propagate", True)
+    found = evaluate_llm(asked(world, out=str(tmp_path)))["users_mean_cosine"]
+    monkeypatch.setattr(llm_rank, "ALIKE", found + 0.001)
+    caplog.clear()
+    evaluate_llm(asked(world, out=str(tmp_path)))
+    assert "nearly all the same" not in caplog.text
+    monkeypatch.setattr(llm_rank, "ALIKE", found - 0.001)
+    evaluate_llm(asked(world, out=str(tmp_path)))
+    assert f"nearly all the same (mean cosine {found:.3f})" in caplog.text
 
 
 def test_equal_prompts_are_read_once(world: SimpleNamespace) -> None:
