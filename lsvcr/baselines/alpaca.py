@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from lsvcr.baselines.generative_settings import AlpacaSettings, RecordSettings
+from lsvcr.data.draws import drawn_rows
 from lsvcr.data.rank import RankData
 from lsvcr.data.store import Dataset
 from lsvcr.schema import PAD, Split, Task
@@ -25,8 +26,8 @@ NOTHING = "none so far"
 """Stands where a history has no title to tell."""
 
 _BLOCK = 4096
-_SAMPLES, _INSTRUCTION = range(2)
-"""Purposes of random streams."""
+_INSTRUCTION = 1
+"""Purpose of a random stream."""
 
 _log = get_logger(__name__)
 
@@ -162,14 +163,6 @@ class RecordSource:
             return self._instructions[0]
         rng = generator(self.settings.seed, _INSTRUCTION, split, row)
         return self._instructions[int(rng.integers(len(self._instructions)))]
-
-
-def drawn_rows(rows: np.ndarray, limit: int, seed: int, split: Split) -> np.ndarray:
-    """`limit` of `rows` (n,), rising, the same for the same seed and split; 0, or no fewer than there are: all."""
-    if not 0 < limit < len(rows):
-        return rows
-    rng = generator(seed, _SAMPLES, list(Split).index(split))
-    return np.sort(rng.choice(rows, size=limit, replace=False))
 
 
 def write_alpaca(dataset: Dataset, settings: AlpacaSettings) -> int:

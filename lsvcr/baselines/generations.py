@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from lsvcr.baselines.alpaca import QUOTES, RecordSource, drawn_rows, quoted, unquoted
+from lsvcr.baselines.alpaca import QUOTES, RecordSource, quoted, unquoted
 from lsvcr.baselines.alpaca_prompts import PromptWriter
 from lsvcr.baselines.generative_decode import BeamSettings, beam_search
 from lsvcr.baselines.generative_settings import GenerateSettings, TuneSettings
 from lsvcr.baselines.generative_state import check_one_process, read_run, settings_of
 from lsvcr.baselines.title_trie import TitleTrie
+from lsvcr.data.draws import drawn_rows
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.llm.families import fingerprint
 from lsvcr.llm.loading import load_llm

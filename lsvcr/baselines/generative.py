@@ -3,6 +3,7 @@
 This is the loss and the training loop; `generative_decode` generates, `grounding` finds the titles meant.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -97,14 +98,16 @@ class Tuner:
             bar.start_at(state.step)
             while not state.finished:
                 seed_everything(self._settings.seed, _DROPOUT, state.epoch)
+                started = time.monotonic()
                 for step in range(self._steps):
                     loss = self._step(state.epoch, step)
                     curves.log(state.step + step + 1, {"train/loss": loss})
                     bar.advance(1, note=f"loss {loss:.3f}")
+                seconds = state.seconds + time.monotonic() - started
                 val_loss = self.validation_loss()
                 # The first epoch takes the place of the untuned LLM; without validation every epoch does.
                 gained = not (state.epoch and self._val) or state.best is None or val_loss < state.best
-                moved = replace(state, epoch=state.epoch + 1, step=state.step + self._steps)
+                moved = replace(state, epoch=state.epoch + 1, step=state.step + self._steps, seconds=seconds)
                 state = self._close_epoch(moved, val_loss, gained)
                 curves.log(state.step, {"val/loss": val_loss})
                 _log.info("epoch %d: validation loss %.4f", state.epoch, val_loss)

@@ -88,6 +88,20 @@ class GenerateSettings:
 
 
 @dataclass
+class SpokenSettings(TuneSettings):
+    """Tuning, generation and ranking in one: the row `generative` of `lsvcr compare`."""
+
+    decoding: Literal["free", "trie"] = option("trie", "any text, or titles of the catalogue alone")
+    num_beams: int = option(4, "beams of the search, all of which are kept")
+    max_new_tokens: int = option(64, "tokens of an answer, its end included")
+    length_penalty: float = option(1.0, "a beam's score is its log-probability over its length to this power")
+    per_device_eval_batch_size: int = option(16, "rows read at once")
+    max_rows: int = option(0, "rows of each split, drawn once; 0 = all")
+    rows_seed: int = option(2024, "seed of the rows that are drawn")
+    max_candidate_num: int = option(100, "candidates of the sampled protocol")
+
+
+@dataclass
 class GroundSettings:
     """Settings of `lsvcr ground`."""
 

@@ -41,6 +41,7 @@ class Progress:
         best_epoch: the epoch that reached it (from 1), 0 before.
         without_gain: epochs since.
         finished: nothing is left to do.
+        seconds: in the training steps of whole epochs.
     """
 
     epoch: int = 0
@@ -49,6 +50,7 @@ class Progress:
     best_epoch: int = 0
     without_gain: int = 0
     finished: bool = False
+    seconds: float = 0.0
 
 
 class Masters:

@@ -1,7 +1,7 @@
 """The same generations ranked in many ways over the whole catalogue, each with one gamma, chosen on validation."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from lsvcr.baselines.grounding_vectors import cosines, distances
 from lsvcr.data.rank import RankData
 from lsvcr.data.spans import Spans
 from lsvcr.evaluation.metrics import DEFAULT_METRICS, compute, single
-from lsvcr.evaluation.protocol import FULL, Protocol, fingerprint, listed_candidates
+from lsvcr.evaluation.protocol import FULL, Drawn, Protocol, fingerprint, listed_candidates
 from lsvcr.evaluation.result import Result
 from lsvcr.evaluation.slices import slices
 
@@ -347,22 +347,32 @@ def chances(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def measure(
-    ground: Ground, ways: Mapping[str, Ranking], gammas: Mapping[str, float], drawn: str
+    ground: Ground,
+    ways: Mapping[str, Ranking],
+    gammas: Mapping[str, float],
+    drawn: Drawn | None,
+    protocols: Mapping[str, Protocol] = PROTOCOLS,
+    metrics: tuple[str, ...] = METRICS,
 ) -> dict[str, dict[str, Result]]:
-    """Results of every ranking under both protocols: ranking -> protocol -> result.
+    """Results of every ranking under every protocol: ranking -> protocol -> result.
 
     Args:
-        ground: of the test split.
+        ground: of one split.
         ways: rankings.
         gammas: of those that have one.
-        drawn: how the rows were drawn from the split, which is then part of the fingerprint; empty = all rows.
+        drawn: the rows, where they are not all of the split.
+        protocols: by the names that the results get.
+        metrics: of ranks.
     """
     data, rows = ground.data, ground.rows
     targets = data.samples.video[rows].astype(np.int64) - 1
-    shape = (len(PROTOCOLS), 2, len(rows))
+    shape = (len(protocols), 2, len(rows))
     places = {name: np.zeros(shape, dtype=np.int64) for name in ways}
     for part, evidence in ground.blocks():
-        lists = [None, listed_candidates(PROTOCOLS["sampled"], data, evidence.rows)]
+        lists = [
+            None if protocol.name == "full" else listed_candidates(protocol, data, evidence.rows)
+            for protocol in protocols.values()
+        ]
         for name, way in ways.items():
             scores = way.scores(evidence, gammas.get(name, 0.0))
             for number, candidates in enumerate(lists):
@@ -372,13 +382,11 @@ def measure(
     results: dict[str, dict[str, Result]] = {}
     for name in ways:
         results[name] = {}
-        for (protocol_name, protocol), (higher, tied) in zip(PROTOCOLS.items(), places[name], strict=True):
-            mark = fingerprint(protocol, data)
-            mark = replace(mark, split=f"{mark.split} ({drawn})") if drawn else mark
+        for (protocol_name, protocol), (higher, tied) in zip(protocols.items(), places[name], strict=True):
             results[name][protocol_name] = Result(
-                fingerprint=mark,
+                fingerprint=fingerprint(protocol, data, drawn),
                 rows=rows,
-                values=compute(single(higher, tied), METRICS),
+                values=compute(single(higher, tied), metrics),
                 slices=masks,
                 positives_not_listed=int((tied == 0).sum()),
             )

@@ -8,6 +8,7 @@ from lsvcr.commands.command import Command, print_report
 from lsvcr.settings import (
     ClickReportSettings,
     CompareSettings,
+    EvaluateLlmSettings,
     EvaluateSettings,
     ReportSettings,
     TableSettings,
@@ -49,6 +50,19 @@ def _evaluate(settings: EvaluateSettings) -> None:
         settings.checkpoint, settings.data, settings.split, settings.protocol, metrics, settings.filter_seen
     )
     print_report(report, settings.json, lambda measured: show(measured, metrics))
+
+
+def _evaluate_llm(settings: EvaluateLlmSettings) -> None:
+    from lsvcr.training.llm_rank import evaluate_llm
+    from lsvcr.training.rank_evaluate import show
+
+    report = evaluate_llm(settings)
+    print_report(report, settings.json, show)
+    if not settings.json:
+        took = report["reading"]
+        sys.stdout.write(
+            f"{took['prompts']} prompts, {took['ms_a_row']:.1f} ms each; written: {report['folder']}\n"
+        )
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -165,6 +179,14 @@ COMMANDS = {
         EvaluateSettings,
         places=("checkpoint",),
         needs=("checkpoint",),
+    ),
+    "evaluate-llm": Command(
+        "Measure stage one's LLM itself as a recommender, on the rows that all others are measured on.",
+        "lsvcr evaluate-llm ckpt/LSVCR --data demo/data --task Rec --max_rows 500",
+        _evaluate_llm,
+        EvaluateLlmSettings,
+        places=("run",),
+        needs=("run", "data"),
     ),
     "table": Command(_TABLE_SUMMARY, _TABLE, _table),
     "clicks-report": Command(_CLICKS_SUMMARY, _CLICKS, _clicks_report),

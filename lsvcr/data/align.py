@@ -113,6 +113,11 @@ class AlignCollator:
             texts=texts.listed,
         )
 
+    def prompts(self, samples: Sequence[AlignSample]) -> list[list[int]]:
+        """The samples' prompts alone, as token ids: what is read where nothing is to be learned."""
+        ids = self.bank.ids([code for sample in samples for code in _all_codes(sample)])
+        return [self._prompt(sample, ids) for sample in samples]
+
     def _prompt(self, sample: AlignSample, ids: dict[int, list[int]]) -> list[int]:
         def inner(code: int) -> Sequence[int]:
             return self._prompts.inner(ids[code])

@@ -9,7 +9,7 @@ import numpy as np
 from lsvcr.data.augment import augmented_entries, popular_comment, shown_comments, split_comments
 from lsvcr.data.joint import joint_samples
 from lsvcr.data.prompts import SHOWN_COMMENTS
-from lsvcr.data.store import Dataset
+from lsvcr.data.store import Dataset, Samples
 from lsvcr.schema import Split, Task
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.seeding import generator
@@ -65,6 +65,7 @@ class AlignSamples:
         seed: of the subset.
         max_videos, max_comments: the latest entries of each history that a sample has.
         augment: training samples show the branches different comments.
+        joint: histories end before what either task holds out from the split, as both are trained on together.
 
     Raises:
         UserError: the split has no sample of these tasks.
@@ -81,11 +82,12 @@ class AlignSamples:
         per_task: int = 0,
         seed: int = 0,
         augment: bool = True,
+        joint: bool = True,
     ) -> None:
         self._dataset = dataset
         self._max_videos, self._max_comments, self._augment = max_videos, max_comments, augment
-        self._split = split
-        self._tables = {task: joint_samples(dataset, task, split) for task in tasks}
+        self._split, self._joint = split, joint
+        self._tables = self._open(tasks)
         rows = []
         for task, table in self._tables.items():
             chosen = _subset(len(table), per_task, seed, TASK_NUMBER[task])
@@ -104,7 +106,11 @@ class AlignSamples:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._tables = {task: joint_samples(self._dataset, task, self._split) for task in state["_tables"]}
+        self._tables = self._open(state["_tables"])
+
+    def _open(self, tasks: Iterable[Task]) -> dict[Task, Samples]:
+        found = joint_samples if self._joint else Dataset.samples
+        return {task: found(self._dataset, task, self._split) for task in tasks}
 
     def __len__(self) -> int:
         return len(self.rows)

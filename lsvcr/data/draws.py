@@ -7,6 +7,12 @@ and thousands of streams cost one NumPy pass where thousands of `Generator` obje
 
 import numpy as np
 
+from lsvcr.schema import Split
+from lsvcr.utils.seeding import generator
+
+_SAMPLES = 0
+"""Purpose of a random stream."""
+
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_A = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_B = np.uint64(0x94D049BB133111EB)
@@ -35,6 +41,14 @@ def integers(keys: tuple[int, ...], rows: np.ndarray, slots: int, below: np.ndar
     """Whole numbers uniform in [0, below): (B, S) int64; `below` broadcasts against (B, S), 0 gives 0."""
     limit = np.asarray(below, dtype=np.int64)
     return np.minimum((uniforms(keys, rows, slots) * limit).astype(np.int64), np.maximum(limit - 1, 0))
+
+
+def drawn_rows(rows: np.ndarray, limit: int, seed: int, split: Split) -> np.ndarray:
+    """`limit` of `rows` (n,), rising, the same for the same seed and split; 0, or no fewer than there are: all."""
+    if not 0 < limit < len(rows):
+        return rows
+    rng = generator(seed, _SAMPLES, list(Split).index(split))
+    return np.sort(rng.choice(rows, size=limit, replace=False))
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -18,8 +18,8 @@ from lsvcr.data.spans import Spans, ranges
 from lsvcr.evaluation.counting import Counts, count_catalogue, count_listed
 from lsvcr.evaluation.lists import Banned, ListTally, split_metrics
 from lsvcr.evaluation.metrics import DEFAULT_METRICS, Ranks, compute
-from lsvcr.evaluation.protocol import FULL, Protocol, check, fingerprint, listed_candidates
-from lsvcr.evaluation.result import Result
+from lsvcr.evaluation.protocol import FULL, Drawn, Protocol, check, fingerprint, listed_candidates
+from lsvcr.evaluation.result import Fingerprint, Result
 from lsvcr.evaluation.slices import slices
 from lsvcr.schema import Task
 from lsvcr.utils.distributed import gather_rows, rank, world_size
@@ -63,6 +63,7 @@ def evaluate(
     batch_size: int = 512,
     chunk: int | None = None,
     device: torch.device | None = None,
+    drawn: Drawn | None = None,
 ) -> dict[str, Result]:
     """Evaluate a model on a split under one or more protocols.
 
@@ -75,6 +76,7 @@ def evaluate(
         batch_size: rows ranked at once, rounded up to whole blocks.
         chunk: items scored at once; None = what suits the device. Neither changes a figure.
         device: where batches go; None = CPU.
+        drawn: these rows alone, which is then part of the fingerprints; None = all.
 
     Returns:
         A `Result` for each protocol, complete on every process.
@@ -96,16 +98,18 @@ def evaluate(
     chunk = chunk or (CPU_CHUNK if where.type == "cpu" else GPU_CHUNK)
     counted: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
     numbers: list[np.ndarray] = []
-    offsets = np.concatenate([[0], np.cumsum(data.positives(np.arange(len(data))).counts)])
+    every = np.arange(len(data)) if drawn is None else drawn.rows
+    offsets = np.concatenate([[0], np.cumsum(data.positives(every).counts)])
     lists = {
-        name: ListTally(listed, data.dataset.train_counts(), data.samples.video, where)
+        name: ListTally(listed, data.dataset.train_counts(), data.samples.video[every], where)
         for name, protocol in chosen.items()
         if listed and _whole_catalogue(protocol, data)
     }
-    for rows in _own_rows(len(data), batch_size):
+    for places in _own_rows(len(every), batch_size):
+        rows = every[places]
         users = _users(scorer, data, rows, device)
         positives = data.positives(rows)
-        numbers.append(ranges(offsets[rows], positives.counts))
+        numbers.append(ranges(offsets[places], positives.counts))
         for name, protocol in chosen.items():
             counts = _rank(users, items, data, rows, positives, protocol, chunk)
             counted[name].append(torch.stack([counts.higher, counts.tied], dim=1).cpu().numpy())
@@ -119,7 +123,8 @@ def evaluate(
         _, table = gather_rows(ids, local)
         ranks = Ranks(offsets, table[:, 0], table[:, 1])
         more, overall = lists[name].finish() if name in lists else ({}, {})
-        results[name] = _result(ranks, data, protocol, compute(ranks, ranked) | more, overall)
+        mark = fingerprint(protocol, data, drawn)
+        results[name] = _result(ranks, data, every, mark, compute(ranks, ranked) | more, overall)
     return results
 
 
@@ -141,7 +146,7 @@ def _whole_catalogue(protocol: Protocol, data: RankData) -> bool:
 
 
 def _own_rows(total: int, batch_size: int) -> list[np.ndarray]:
-    """Row numbers of this process, a batch at a time, in whole blocks."""
+    """Places of this process among the rows, a batch at a time, in whole blocks."""
     blocks = [np.arange(start, min(start + BLOCK, total)) for start in range(0, total, BLOCK)]
     mine = blocks[rank() :: world_size()]
     together = max(1, -(-batch_size // BLOCK))
@@ -198,16 +203,17 @@ def _without_targets(seen: Banned, targets: Tensor) -> Banned:
 def _result(
     ranks: Ranks,
     data: RankData,
-    protocol: Protocol,
+    rows: np.ndarray,
+    mark: Fingerprint,
     values: Mapping[str, np.ndarray],
     overall: dict[str, float],
 ) -> Result:
     counted = ranks.positives > 0
     return Result(
-        fingerprint=fingerprint(protocol, data),
-        rows=np.flatnonzero(counted),
+        fingerprint=mark,
+        rows=rows[counted],
         values={name: column[counted] for name, column in values.items()},
-        slices={name: mask[counted] for name, mask in slices(data).items()},
+        slices={name: part[rows][counted] for name, part in slices(data).items()},
         overall=overall,
         rows_without_positives=int((~counted).sum()),
         positives_not_listed=int((ranks.tied == 0).sum()),

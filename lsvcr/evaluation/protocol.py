@@ -1,14 +1,15 @@
 """Which candidates a row's positives are ranked against, and the fingerprint that says so."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from lsvcr.data.draws import drawn_rows
 from lsvcr.data.rank import RankData
 from lsvcr.data.spans import Spans, rows_of
 from lsvcr.evaluation.result import Fingerprint
-from lsvcr.schema import Task
+from lsvcr.schema import Split, Task
 from lsvcr.utils.errors import UserError
 
 TIES = "expected"
@@ -34,13 +35,51 @@ class Protocol:
 FULL = Protocol("full")
 
 
-def fingerprint(protocol: Protocol, data: RankData) -> Fingerprint:
-    """The fingerprint of `protocol` on the split of `data`."""
+@dataclass(frozen=True)
+class Drawn:
+    """Some rows of a split, measured in place of all of them. Their fingerprint is theirs alone.
+
+    Attributes:
+        rows: (n,) int64 sample numbers, rising.
+        about: how they were drawn.
+    """
+
+    rows: np.ndarray
+    about: str
+
+    def mark(self, whole: Fingerprint) -> Fingerprint:
+        """The fingerprint of these rows, from that of the whole split."""
+        return replace(whole, split=f"{whole.split} ({self.about})")
+
+
+def draw(total: int, limit: int, seed: int, split: Split) -> Drawn | None:
+    """`limit` of a split's `total` rows, the same for the same seed; None where that is all of them, as for limit 0."""
+    rows = drawn_rows(np.arange(total, dtype=np.int64), limit, seed, split)
+    return None if len(rows) == total else Drawn(rows, drawn_words(len(rows), total, seed))
+
+
+def drawn_words(count: int, total: int, seed: int) -> str:
+    """How `count` rows of `total` were drawn, as fingerprints say it."""
+    return f"{count} of {total} rows, seed {seed}"
+
+
+def split_words(split: str) -> str:
+    """The split of a fingerprint, as titles say it.
+
+    >>> split_words("test"), split_words("test (9 of 20 rows, seed 1)")
+    ('test split', 'test split (9 of 20 rows, seed 1)')
+    """
+    name, blank, drawn = split.partition(" ")
+    return f"{name} split{blank}{drawn}"
+
+
+def fingerprint(protocol: Protocol, data: RankData, drawn: Drawn | None = None) -> Fingerprint:
+    """The fingerprint of `protocol` on the split of `data`, or on some of its rows."""
     if protocol.name == "sampled":
         candidates = f"stored, at most {protocol.candidates or stored_candidates(data)}"
     else:
         candidates = "all videos" if data.task is Task.REC else "all comments of the video"
-    return Fingerprint(
+    whole = Fingerprint(
         task=data.task.value,
         split=data.split.value,
         protocol=protocol.name,
@@ -49,6 +88,7 @@ def fingerprint(protocol: Protocol, data: RankData) -> Fingerprint:
         ties=TIES,
         data_hash=data.dataset.data_hash,
     )
+    return whole if drawn is None else drawn.mark(whole)
 
 
 def stored_candidates(data: RankData) -> int:

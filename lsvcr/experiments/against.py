@@ -11,6 +11,7 @@ from rich.table import Table
 from lsvcr.data.store import open_dataset
 from lsvcr.evaluation.lists import LIST_METRICS, split_metrics
 from lsvcr.evaluation.metrics import METRICS, split_name
+from lsvcr.evaluation.protocol import split_words
 from lsvcr.evaluation.result import Result, load_rows, same_protocol
 from lsvcr.evaluation.significance import paired_all
 from lsvcr.evaluation.slices import NAMES
@@ -180,7 +181,7 @@ def print_comparison(report: Mapping[str, Any]) -> None:
     """Print what `compare` gives, for a person: a table a protocol; slices of no row or of all are left out."""
     task = Task(report["task"]).label
     for name, protocol in report["protocols"].items():
-        table = Table(title=f"{task}, {report['split']} split, {name}", box=box.SIMPLE_HEAD)
+        table = Table(title=f"{task}, {split_words(report['split'])}, {name}", box=box.SIMPLE_HEAD)
         for heading in _HEADINGS:
             table.add_column(heading, justify="left" if heading in ("", "metric") else "right")
         slices = {k: v for k, v in protocol["slices"].items() if 0 < v["rows"] < protocol["rows"]}

@@ -13,13 +13,13 @@ from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.evaluation.metrics import DEFAULT_METRICS, parse_metric
 from lsvcr.experiments.compare_figures import Row, columns, report_of
 from lsvcr.experiments.compare_job import Job, JobFailed, perform
-from lsvcr.experiments.compare_models import check_samples, choose
+from lsvcr.experiments.compare_models import check_samples, choose, models_of
 from lsvcr.experiments.compare_page import comparison_page
 from lsvcr.experiments.compare_recipe import Recipe, job, recipe
 from lsvcr.experiments.compare_search import trials
 from lsvcr.experiments.compare_speed import answer_times
 from lsvcr.experiments.compare_text import markdown
-from lsvcr.schema import Task
+from lsvcr.schema import Split, Task
 from lsvcr.settings import CompareSettings
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_file, write_json
@@ -88,7 +88,7 @@ def check_settings(settings: CompareSettings) -> None:
         raise UserError(
             "`lsvcr compare` starts its own processes, one after the other: start it without a launcher"
         )
-    for flag, least in (("seeds", 1), ("trials", 1), ("epochs", 0), ("seed", 0)):
+    for flag, least in (("seeds", 1), ("trials", 1), ("epochs", 0), ("seed", 0), ("max_rows", 0)):
         if getattr(settings, flag) < least:
             raise UserError(f"--{flag} {getattr(settings, flag)} must be {least} or more")
     parse_metric(settings.metric)
@@ -105,11 +105,11 @@ def settle(own: Recipe, dataset: Dataset, settings: CompareSettings) -> Row:
     tell = _teller(member.name)
     try:
         chosen = _search(row, dataset, settings, tell)
-        seeds = settings.seeds if member.trained else 1
+        seeds = models_of(member, settings)
         jobs = [job(own, chosen, dataset, settings, place) for place in range(seeds)]
         for place, each in enumerate(jobs):
             _perform(
-                each, f"{member.name}, seed {settings.seed + place}" if member.trained else member.name, tell
+                each, f"{member.name}, seed {settings.seed + place}" if member.seeded else member.name, tell
             )
     except (JobFailed, UserError) as failed:
         row.why = str(failed)
@@ -153,12 +153,14 @@ def _perform(each: Job, label: str, tell: Callable[[str], None], details: str = 
     if each.finished:
         time_taken = "done before"
     else:
-        doing = "going on" if each.run.is_dir() else "training" if "seed" in each.settings else "fitting"
+        doing = "going on" if each.run.is_dir() else each.doing
         logger.info(f"{label}: {doing}{details and f', {details}'}")
         started = time.monotonic()
         perform(each, tell)
         time_taken = f"in {duration(time.monotonic() - started)}"
-    logger.info(f"{label}: validation {each.metric} {each.validation().mean(each.metric):.4f}, {time_taken}")
+    found = each.validation()
+    rows = found.fingerprint.split.replace(Split.VAL.value, "validation", 1)  # says so where they are not all
+    logger.info(f"{label}: {rows} {each.metric} {found.mean(each.metric):.4f}, {time_taken}")
 
 
 def _teller(name: str) -> Callable[[str], None]:

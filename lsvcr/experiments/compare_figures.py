@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from lsvcr.data.store import Dataset
+from lsvcr.evaluation.protocol import Drawn, draw
 from lsvcr.evaluation.result import CONFIDENCE, RESAMPLES, Result, bootstrap_interval, same_protocol
 from lsvcr.evaluation.significance import holm, paired_all
 from lsvcr.experiments.compare_job import Job
 from lsvcr.experiments.compare_models import Member
 from lsvcr.experiments.compare_recipe import Recipe
-from lsvcr.schema import Task
+from lsvcr.schema import Split, Task
 from lsvcr.settings import CompareSettings
 from lsvcr.utils.errors import UserError
 
@@ -44,9 +45,32 @@ class Row:
         """Which row it is."""
         return self.recipe.member
 
-    def validation(self, metric: str) -> float:
-        """Mean of the validation metric over the seeds."""
-        return float(np.mean([job.validation().mean(metric) for job in self.jobs]))
+    def validations(self, drawn: Drawn | None) -> list[Result]:
+        """Results on validation, one a model."""
+        return [on_rows(job.validation(), drawn) for job in self.jobs]
+
+    def tests(self, drawn: Drawn | None) -> list[Result]:
+        """Results on test, one a model."""
+        return [on_rows(job.test(), drawn) for job in self.jobs]
+
+
+def on_rows(result: Result, drawn: Drawn | None) -> Result:
+    """A result's part on drawn rows, as if these alone had been measured; as it is, if they are or `drawn` is None.
+
+    A row's value does not depend on other rows. What no row has a share in is left out; the two counts stay those of
+    the whole split.
+    """
+    if drawn is None or drawn.about in result.fingerprint.split:
+        return result
+    here = np.isin(result.rows, drawn.rows)
+    return replace(
+        result,
+        fingerprint=drawn.mark(result.fingerprint),
+        rows=result.rows[here],
+        values={name: values[here] for name, values in result.values.items()},
+        slices={name: mask[here] for name, mask in result.slices.items()},
+        overall={},
+    )
 
 
 def columns(settings: CompareSettings) -> list[str]:
@@ -70,9 +94,9 @@ def report_of(
         UserError: two rows were measured under different protocols.
     """
     done = [row for row in rows if row.jobs]
-    results = {row.member.name: [job.test() for job in row.jobs] for row in done}
-    validations = {row.member.name: row.validation(settings.metric) for row in done}
-    _check_validation(done)
+    drawn = {split: drawn_of(settings, dataset, split) for split in (Split.VAL, Split.TEST)}
+    results = {row.member.name: row.tests(drawn[Split.TEST]) for row in done}
+    validations = _validations(done, drawn[Split.VAL], settings.metric)
     baselines = {row.member.name: validations[row.member.name] for row in done if not row.member.is_product}
     reference = max(baselines, key=lambda name: baselines[name]) if baselines else None
     metrics = columns(settings)
@@ -90,6 +114,7 @@ def report_of(
         "seeds": [settings.seed + place for place in range(settings.seeds)],
         "trials": settings.trials,
         "epochs": settings.epochs,
+        "max_rows": settings.max_rows,
         "reference": reference,
         "statistics": statistics(reference, settings.metric.lower()),
         "rows": [_row(row, figures, validations, answer_ms) for row in rows],
@@ -109,8 +134,9 @@ def statistics(reference: str | None, metric: str) -> list[str]:
     return [
         *said,
         f"Differences are against {reference}, the best baseline by {metric} on validation: paired t-tests of the row "
-        "values averaged over seeds, p-values corrected for all tests of the table together (Holm). They say whether "
-        "these trained models differ on other users; how much another training would differ, the spread says.",
+        "values averaged over seeds. Their p-values are corrected (Holm) for the comparisons of all rows with it in "
+        "that metric, each metric and the cold part for itself: read the metric that was named beforehand. They say "
+        "whether these trained models differ on other users; how much another training would differ, the spread says.",
         f"* = corrected p below {LEVEL:.2g}.",
     ]
 
@@ -188,8 +214,13 @@ def _test(
     parts: Mapping[str, tuple[str | None, list[str]]],
     reference: str,
 ) -> None:
-    """Put the tests against the reference into the figures, corrected together."""
-    tests: list[dict[str, Any]] = []
+    """Put the tests against the reference into the figures.
+
+    A family of tests, corrected together, is what a reader asks of one column: which rows differ from the reference?
+    Metrics of the same lists rise and fall together, so that to count each of them as one more test would only hide
+    what the column asked for shows.
+    """
+    families: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for name, mean in means.items():
         if name == reference:
             continue
@@ -202,20 +233,31 @@ def _test(
                     "bootstrap_p": c.bootstrap_p,
                 }
                 found[name][part][c.metric]["versus"] = test
-                tests.append(test)
-    for test, p in zip(tests, holm([test["t_p"] for test in tests]), strict=True):
-        test["holm_p"] = p
+                families.setdefault((part, c.metric), []).append(test)
+    for tests in families.values():
+        for test, p in zip(tests, holm([test["t_p"] for test in tests]), strict=True):
+            test["holm_p"] = p
 
 
-def _check_validation(done: Sequence[Row]) -> None:
-    """Settings and baseline must have been chosen by one measure."""
+def _validations(done: Sequence[Row], drawn: Drawn | None, metric: str) -> dict[str, float]:
+    """Mean of the validation metric over the models, by row; settings and baseline must be chosen by one measure."""
+    found = {row.member.name: row.validations(drawn) for row in done}
     same_protocol(
         {
-            f"{row.member.name} (validation, model {place})": job.validation()
-            for row in done
-            for place, job in enumerate(row.jobs, start=1)
+            f"{name} (validation, model {place})": result
+            for name, results in found.items()
+            for place, result in enumerate(results, start=1)
         }
     )
+    return {
+        name: float(np.mean([result.mean(metric) for result in results])) for name, results in found.items()
+    }
+
+
+def drawn_of(settings: CompareSettings, dataset: Dataset, split: Split) -> Drawn | None:
+    """The rows that the table is about; None = all."""
+    total = len(dataset.samples(Task.parse(settings.task), split))
+    return draw(total, settings.max_rows, settings.seed, split)
 
 
 def _row(
@@ -238,15 +280,18 @@ def _row(
     if not row.jobs:
         return about
     outcomes = [job.outcome() for job in row.jobs]
+    seconds = [outcome["seconds"] for outcome in outcomes]
     return {
         **about,
         **figures[member.name],
         "validation": validations[member.name],
         "chosen": dict(row.chosen) if row.trials else {},
-        "seconds": float(np.mean([outcome["seconds"] for outcome in outcomes])),
+        "details": [outcome["detail"] for outcome in outcomes if "detail" in outcome],
+        "seconds": None if None in seconds else float(np.mean(seconds)),
         "epochs": [outcome["epoch"] for outcome in outcomes],
         "parameters": outcomes[0]["parameters"],
-        "answer_ms": answer_ms.get(member.name),
+        "answer_ms": answer_ms.get(member.name, outcomes[0].get("answer_ms")),
+        "asks_llm": member.asks_llm,
         "runs": [str(job.run) for job in row.jobs],
         "settings": dict(row.jobs[0].settings),
         "inputs": dict(row.jobs[0].inputs),

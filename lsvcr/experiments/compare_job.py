@@ -22,8 +22,14 @@ from lsvcr.utils.logging import PLAIN_SECONDS
 RECIPE = 1
 """To be raised when training comes to give other figures: models of an earlier recipe are then trained again."""
 
-REGISTRY, COMMENTS = "registry", "comments"
+REGISTRY, COMMENTS, ALIGNED_LLM, GENERATIVE = "registry", "comments", "llm-aligned", "generative"
 """Who trains a model, beside `schema.STAGE_TWO`."""
+
+ASK_LLM = (ALIGNED_LLM, GENERATIVE)
+"""Kinds that ask an LLM for every row."""
+
+_PATHS = {"run", "data", "out"}
+"""Settings beside `FREE` that are compared by content."""
 
 JOB_FILE, OUTCOME_FILE = "job.json", "outcome.json"
 VALIDATION_FILE = "rows_validation.safetensors"
@@ -42,7 +48,7 @@ class Job:
     Attributes:
         name: of the row.
         entry: of the registry, if it is of `REGISTRY`.
-        kind: who trains it.
+        kind: who trains or reads it.
         by: of `COMMENTS`: what is counted.
         task: value of the task.
         metric, protocol: of the validation that settings and baselines are chosen by.
@@ -69,7 +75,7 @@ class Job:
         """Sixteen hexadecimal digits that stand for everything that figures depend on."""
         content = {k: v for k, v in asdict(self).items() if k not in ("out", "name", "settings")}
         content["recipe"] = RECIPE
-        content["settings"] = {k: v for k, v in self.settings.items() if k not in FREE}
+        content["settings"] = {k: v for k, v in self.settings.items() if k not in FREE | _PATHS}
         return sha256_text(json.dumps(content, sort_keys=True))[:16]
 
     @property
@@ -91,6 +97,13 @@ class Job:
     def finished(self) -> bool:
         """Is it trained and measured?"""
         return (self.folder / OUTCOME_FILE).is_file()
+
+    @property
+    def doing(self) -> str:
+        """What its process does first."""
+        if self.kind == ALIGNED_LLM:
+            return "reading"
+        return "training" if "seed" in self.settings else "fitting"
 
     def outcome(self) -> dict[str, Any]:
         """Of a finished one: `seconds` of training, `parameters` that trained, `epoch` of the best checkpoint."""

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lsvcr
+from lsvcr.baselines.generative_settings import SpokenSettings
 from lsvcr.baselines.registry import check_needs, entries
 from lsvcr.data.store import Dataset
-from lsvcr.experiments.compare_job import COMMENTS, REGISTRY
+from lsvcr.experiments.compare_job import ALIGNED_LLM, ASK_LLM, COMMENTS, GENERATIVE, REGISTRY
+from lsvcr.experiments.compare_llm import aligned_inputs, reason_of_aligned, reason_of_generative
 from lsvcr.schema import (
     COMMENT_FULL_EMBEDDINGS_FILE,
     LIKES,
@@ -17,7 +19,13 @@ from lsvcr.schema import (
     Split,
     Task,
 )
-from lsvcr.settings import BaselineSettings, CompareSettings, FittedSettings, RankSettings
+from lsvcr.settings import (
+    BaselineSettings,
+    CompareSettings,
+    EvaluateLlmSettings,
+    FittedSettings,
+    RankSettings,
+)
 from lsvcr.training.rank_handover import find_stage_one
 from lsvcr.training.rank_texts import load_texts
 from lsvcr.utils.arguments import load_settings, nearest
@@ -25,6 +33,9 @@ from lsvcr.utils.errors import UserError
 
 ALL, LIST = "all", "list"
 LSVCR = "lsvcr"
+
+RowSettings = FittedSettings | RankSettings | EvaluateLlmSettings | SpokenSettings
+"""Settings of a row: whose they are depends on who makes it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Member:
         name: what a user types.
         summary: one sentence.
         entry: of the registry, where it comes from there.
-        kind: `REGISTRY`, `STAGE_TWO` or `COMMENTS`: who trains it.
+        kind: `REGISTRY`, `STAGE_TWO`, or one of compare_job: who trains or reads it.
         settings: dataclass of its settings.
         fixed: settings that make it what it is.
         config: name or path of the YAML file; empty = that of the name.
@@ -45,7 +56,7 @@ class Member:
     name: str
     summary: str
     kind: str
-    settings: type[FittedSettings] | type[RankSettings]
+    settings: type[RowSettings]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     starts: Literal["", "aligned", "either", "untuned"] = ""
     entry: str = ""
@@ -54,12 +65,22 @@ class Member:
     @property
     def is_product(self) -> bool:
         """Is it LSVCR, or LSVCR without a part? All others are baselines."""
-        return self.kind == STAGE_TWO
+        return self.kind in (STAGE_TWO, ALIGNED_LLM)
 
     @property
     def trained(self) -> bool:
-        """Has it epochs and a seed?"""
+        """Does the loop of stage two train it?"""
         return issubclass(self.settings, (BaselineSettings, RankSettings))
+
+    @property
+    def seeded(self) -> bool:
+        """Is there a model of each seed?"""
+        return self.trained or self.kind == GENERATIVE
+
+    @property
+    def asks_llm(self) -> bool:
+        """Does it ask an LLM for every row?"""
+        return self.kind in ASK_LLM
 
 
 _PRODUCT = (
@@ -96,6 +117,18 @@ _PRODUCT = (
         {"disable_text": True},
     ),
 )
+_ALIGNED_LLM = Member(
+    "llm-aligned",
+    "LSVCR's LLM itself after stage one, without the SR model: it reads a prompt a row.",
+    ALIGNED_LLM,
+    EvaluateLlmSettings,
+)
+_GENERATIVE = Member(
+    "generative",
+    "An LLM (--llm) that is tuned to say the next title; its titles are grounded as is best on validation.",
+    GENERATIVE,
+    SpokenSettings,
+)
 _OF_COMMENTS = (
     Member(
         "comment_popularity",
@@ -117,7 +150,9 @@ _OF_COMMENTS = (
 def members() -> dict[str, Member]:
     """Every row there can be, baselines first."""
     registered = [Member(e.name, e.summary, REGISTRY, e.settings, entry=e.name) for e in entries().values()]
-    return {member.name: member for member in (*registered, *_OF_COMMENTS, *_PRODUCT)}
+    return {
+        member.name: member for member in (*registered, _GENERATIVE, *_OF_COMMENTS, *_PRODUCT, _ALIGNED_LLM)
+    }
 
 
 def choose(names: str, dataset: Dataset, settings: CompareSettings) -> tuple[list[Member], dict[str, str]]:
@@ -130,7 +165,10 @@ def choose(names: str, dataset: Dataset, settings: CompareSettings) -> tuple[lis
     known = members()
     words = names.replace(",", " ").split()
     if words == [ALL]:
-        reasons = {name: reason(member, dataset, settings) for name, member in known.items()}
+        reasons = {
+            name: _costly(member, dataset, settings) or reason(member, dataset, settings)
+            for name, member in known.items()
+        }
         left_out = {name: why for name, why in reasons.items() if why}
         served = [member for name, member in known.items() if name not in left_out]
         if not served:
@@ -148,6 +186,15 @@ def choose(names: str, dataset: Dataset, settings: CompareSettings) -> tuple[lis
     if not chosen:
         raise UserError(f"--models wants names with commas between them: {', '.join([*known, ALL])}")
     return chosen, {}
+
+
+def _costly(member: Member, dataset: Dataset, settings: CompareSettings) -> str:
+    """Why `all` does not mean a row that would take more time than all the others together; empty where it does."""
+    if member.kind != ALIGNED_LLM or not settings.aligned or settings.max_rows:
+        return ""
+    task = Task.parse(settings.task)
+    prompts = sum(len(dataset.samples(task, split)) for split in (Split.VAL, Split.TEST))
+    return f"{member.name} reads {prompts:,} prompts with the LLM: name it in --models, or bound it with --max_rows"
 
 
 def named(word: str, known: Mapping[str, Member]) -> Member:
@@ -174,6 +221,10 @@ def reason(member: Member, dataset: Dataset, settings: CompareSettings) -> str:
     task = Task.parse(settings.task)
     if member.kind == COMMENTS:
         return _reason_of_comments(member, dataset, task)
+    if member.kind == ALIGNED_LLM:
+        return reason_of_aligned(stage_one_runs(settings), dataset, task)
+    if member.kind == GENERATIVE:
+        return reason_of_generative(settings.llm, dataset, task)
     if member.kind == REGISTRY:
         if task is Task.COMM_RANK:
             return f"{member.name} recommends videos: compare it with --task Rec; here use comment_popularity"
@@ -216,9 +267,7 @@ def _reason_of_comments(member: Member, dataset: Dataset, task: Task) -> str:
     return ""
 
 
-def row_settings(
-    member: Member, settings: CompareSettings
-) -> tuple[Path | None, FittedSettings | RankSettings]:
+def row_settings(member: Member, settings: CompareSettings) -> tuple[Path | None, RowSettings]:
     """A row's YAML file, None where it has none, and what it and the defaults say.
 
     Raises:
@@ -233,10 +282,12 @@ def _config(member: Member, folder: Path) -> Path | None:
 
     It is looked for in `folder` from here on, then in that of the checkout.
     """
-    part = "compare" if member.is_product else "baselines"
+    part = "compare" if member.is_product else "generative" if member.kind == GENERATIVE else "baselines"
     if member.config.endswith((".yaml", ".yml")):
         return Path(member.config)
-    names = [member.config] if member.config else [member.name, LSVCR] if member.is_product else [member.name]
+    names = [member.config or member.name]
+    if member.kind == STAGE_TWO and not member.config:
+        names.append(LSVCR)
     checkout = Path(lsvcr.__file__).resolve().parents[1]
     places = [root / part / f"{name}.yaml" for root in (folder, checkout / folder) for name in names]
     found = next((file for file in places if file.is_file()), None)
@@ -255,7 +306,7 @@ def sources(member: Member, settings: CompareSettings, place: int = 0) -> dict[s
         settings: of the command.
         place: of the seed, from 0: several stage-one runs take turns.
     """
-    runs = _runs(settings)
+    runs = stage_one_runs(settings)
     if runs and member.starts in ("aligned", "either"):
         return {"pretrain_checkpoint": runs[place % len(runs)]}
     folder = Path(settings.untuned or settings.data)
@@ -268,10 +319,18 @@ def sources(member: Member, settings: CompareSettings, place: int = 0) -> dict[s
 
 def turns(settings: CompareSettings) -> int:
     """How many stage-one runs take turns; 1 without any."""
-    return len(_runs(settings)) or 1
+    return len(stage_one_runs(settings)) or 1
 
 
-def _runs(settings: CompareSettings) -> list[str]:
+def models_of(member: Member, settings: CompareSettings) -> int:
+    """How many models a row is the mean of."""
+    if member.kind == ALIGNED_LLM:
+        return min(settings.seeds, turns(settings))
+    return settings.seeds if member.seeded else 1
+
+
+def stage_one_runs(settings: CompareSettings) -> list[str]:
+    """Those that `--aligned` names."""
     return settings.aligned.replace(",", " ").split()
 
 
@@ -279,7 +338,7 @@ def inputs(
     member: Member,
     dataset: Dataset,
     settings: CompareSettings,
-    own: FittedSettings | RankSettings,
+    own: RowSettings,
     place: int = 0,
 ) -> dict[str, str]:
     """By content what a row is made of beside its dataset: stage-one run and text vectors, or item vectors.
@@ -287,6 +346,8 @@ def inputs(
     Raises:
         UserError: they are missing, damaged or of another dataset.
     """
+    if member.kind == ALIGNED_LLM:
+        return aligned_inputs(stage_one_runs(settings)[place], dataset, Task.parse(settings.task))
     if member.kind == REGISTRY:
         return {name: entry["sha256"] for name, entry in entries()[member.entry].inputs(own, dataset).items()}
     if member.kind != STAGE_TWO or member.fixed.get("disable_text"):

@@ -4,15 +4,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from lsvcr.baselines.generative_settings import SpokenSettings
 from lsvcr.data.store import Dataset
-from lsvcr.experiments.compare_job import COMMENTS, Job
-from lsvcr.experiments.compare_models import Member, inputs, row_settings, sources, turns
+from lsvcr.experiments.compare_job import ALIGNED_LLM, COMMENTS, GENERATIVE, Job
+from lsvcr.experiments.compare_models import (
+    Member,
+    RowSettings,
+    inputs,
+    row_settings,
+    sources,
+    stage_one_runs,
+    turns,
+)
 from lsvcr.schema import STAGE_TWO, Task
-from lsvcr.settings import BaselineSettings, CompareSettings, FittedSettings, RankSettings
+from lsvcr.settings import (
+    BaselineSettings,
+    CompareSettings,
+    RankSettings,
+)
 from lsvcr.utils.arguments import load_search
 from lsvcr.utils.errors import UserError
 
 Search = Mapping[str, Sequence[Any]]
+_OURS = ("seed", "data_path", "output_dir", "model_name_or_path", "max_rows", "rows_seed")
+"""Settings that the command gives."""
+
 RATES: Search = {"learning_rate": (1e-3, 3e-4, 3e-3, 1e-4, 1e-2), "weight_decay": (0.0, 1e-5, 1e-4, 1e-3)}
 """What a trained model may try whose file has no `search` section: what all of them have."""
 
@@ -31,7 +47,7 @@ class Recipe:
     """
 
     member: Member
-    settings: FittedSettings | RankSettings
+    settings: RowSettings
     search: Search
     file: str
     fallback: bool
@@ -50,11 +66,11 @@ def recipe(member: Member, dataset: Dataset, settings: CompareSettings) -> Recip
     shared: dict[str, Any] = {} if member.kind == COMMENTS else dict(member.fixed)
     if member.trained:
         shared |= {"metric_for_best_model": settings.metric, "report_to": "none"}
-    if settings.epochs and isinstance(own, (BaselineSettings, RankSettings)):
+    if settings.epochs and isinstance(own, (BaselineSettings, RankSettings, SpokenSettings)):
         shared["num_train_epochs"] = min(own.num_train_epochs, settings.epochs)
     if member.kind == STAGE_TWO:
         shared["finetune_task"] = settings.task
-    wrong = sorted(set(search) & {*shared, "seed", "data_path", "output_dir"})
+    wrong = sorted(set(search) & {*shared, *_OURS})
     if wrong:
         raise UserError(f"{file}: search must leave {', '.join(wrong)} alone, which `lsvcr compare` sets")
     return Recipe(
@@ -80,11 +96,7 @@ def job(
         place: of the seed, from 0.
     """
     member = own.member
-    values: dict[str, Any] = {**chosen, "data_path": settings.data}
-    if member.trained:
-        values["seed"] = settings.seed + place
-    if member.kind == STAGE_TWO:
-        values |= sources(member, settings, place)
+    values = {**chosen, **_placed(member, settings, place)}
     complete = replace(own.settings, **values)
     return Job(
         name=member.name,
@@ -99,3 +111,23 @@ def job(
         data_hash=dataset.data_hash,
         out=settings.out,
     )
+
+
+def _placed(member: Member, settings: CompareSettings, place: int) -> dict[str, Any]:
+    """What the command says of data, seed and rows to the model of a seed."""
+    if member.kind == ALIGNED_LLM:
+        runs = stage_one_runs(settings)
+        rows = {"max_rows": settings.max_rows, "seed": settings.seed}
+        return {"run": runs[place % len(runs)], "data": settings.data, "task": settings.task, **rows}
+    values: dict[str, Any] = {"data_path": settings.data}
+    if member.seeded:
+        values["seed"] = settings.seed + place
+    if member.kind == STAGE_TWO:
+        values |= sources(member, settings, place)
+    if member.kind == GENERATIVE:
+        values |= {
+            "model_name_or_path": settings.llm,
+            "max_rows": settings.max_rows,
+            "rows_seed": settings.seed,
+        }
+    return values

@@ -16,7 +16,7 @@ from lsvcr.data.rank import RankData
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.evaluation.evaluator import CatalogueScorer
 from lsvcr.evaluation.protocol import Protocol, listed_candidates
-from lsvcr.experiments.compare_job import COMMENTS, Job, JobFailed, run_worker
+from lsvcr.experiments.compare_job import ASK_LLM, COMMENTS, Job, JobFailed, run_worker
 from lsvcr.schema import BEST_DIR, PAD, Split, Task
 from lsvcr.training.rank_restore import restore
 from lsvcr.utils.io import read_json, sha256_text, write_json
@@ -34,10 +34,11 @@ def answer_times(jobs: Mapping[str, Job], out: Path, tell: Callable[[str], None]
     """Milliseconds a user by row, measured in one go; kept until a model changes.
 
     Args:
-        jobs: a finished one by row.
+        jobs: a finished one by row; those that ask an LLM, which takes too long for turns, have told their time.
         out: folder of the comparison.
         tell: gets a line where nothing could be measured.
     """
+    jobs = {name: job for name, job in jobs.items() if job.kind not in ASK_LLM}
     if not jobs:
         return {}
     first = next(iter(jobs.values()))

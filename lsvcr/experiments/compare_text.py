@@ -8,6 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from lsvcr.evaluation.protocol import split_words
 from lsvcr.experiments.compare_figures import COLD, LEVEL
 from lsvcr.experiments.compare_speed import ABOUT
 from lsvcr.utils.logging import duration
@@ -103,6 +104,8 @@ def p_value(entry: Mapping[str, Any]) -> str:
 def duration_of(row: Mapping[str, Any]) -> str:
     """Training time of a model, mean over seeds."""
     seconds = row["seconds"]
+    if seconds is None:
+        return DASH
     return "<0.1 s" if seconds < 0.1 else f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
@@ -115,7 +118,7 @@ def title(report: Mapping[str, Any]) -> str:
     """What was compared on what."""
     print_ = report["fingerprint"]
     return (
-        f"{report['task_label']} on {Path(report['data']).resolve().name}, {report['split']} split, "
+        f"{report['task_label']} on {Path(report['data']).resolve().name}, {split_words(report['split'])}, "
         f"candidates: {print_['candidates']}"
     )
 
@@ -129,9 +132,20 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         "Training: mean time of a model in its steps, without validation and, for LSVCR, without stage one; "
         f"parameters: those that trained. Answers: {ABOUT[0].lower()}{ABOUT[1:]}",
     ]
+    said += _of_llms(report)
     said += [f"Failed: {name}: {why}" for name, why in failed(report).items()]
     said += [f"Left out: {why}" for why in report["left_out"].values()]
     return said
+
+
+def _of_llms(report: Mapping[str, Any]) -> list[str]:
+    """What is to be said of the rows that ask an LLM."""
+    rows = [row for row in done(report) if row["asks_llm"]]
+    if not rows:
+        return []
+    names = ", ".join(row["name"] for row in rows)
+    told = [f"{row['name']}: {'; '.join(dict.fromkeys(row['details']))}." for row in rows if row["details"]]
+    return [f"Answers of {names}: the LLM's time for a prompt, taken on its own and not in turns.", *told]
 
 
 def budget(report: Mapping[str, Any]) -> str:

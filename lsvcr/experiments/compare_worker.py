@@ -38,10 +38,14 @@ def work(file: Path) -> None:
     Raises:
         UserError: whatever training refuses.
     """
-    from lsvcr.experiments.compare_job import COMMENTS, OUTCOME_FILE, REGISTRY, Job
+    from lsvcr.experiments.compare_job import ASK_LLM, COMMENTS, OUTCOME_FILE, REGISTRY, Job
 
     job = Job(**read_json(file))
-    if job.kind == COMMENTS:
+    if job.kind in ASK_LLM:
+        from lsvcr.experiments.compare_llm_work import ask_llm
+
+        outcome = ask_llm(job)
+    elif job.kind == COMMENTS:
         outcome = _count_comments(job)
     else:
         outcome = _registered(job) if job.kind == REGISTRY else _stage_two(job)

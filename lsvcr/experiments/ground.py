@@ -26,6 +26,7 @@ from lsvcr.baselines.grounding_titles import TitleIndex, validity
 from lsvcr.baselines.grounding_vectors import LastTokenEncoder
 from lsvcr.data.rank import RankData
 from lsvcr.data.store import Dataset
+from lsvcr.evaluation.protocol import Drawn, drawn_words, split_words
 from lsvcr.evaluation.result import Result, save_rows
 from lsvcr.experiments.ground_page import ground_page
 from lsvcr.experiments.runs import collaborative_scores
@@ -72,10 +73,10 @@ def ground(settings: GroundSettings) -> dict[str, Any]:
         if settings.collaborative or not way.collaborative
     }
     index = TitleIndex(dataset.titles())
-    grounds = _grounds(settings, tuned.model_name_or_path, manifest, dataset, generated, index)
+    grounds = grounds_of(settings, tuned.model_name_or_path, manifest, dataset, generated, index)
     curves = choose_gammas(grounds[Split.VAL], ways)
     gammas = {name: curve.chosen for name, curve in curves.items()}
-    results = measure(grounds[Split.TEST], ways, gammas, _drawn(dataset, generated[Split.TEST], made))
+    results = measure(grounds[Split.TEST], ways, gammas, drawn_of(dataset, generated, made, Split.TEST))
     report = {
         "kind": "grounding",
         "run": settings.run,
@@ -101,7 +102,7 @@ def ground(settings: GroundSettings) -> dict[str, Any]:
     return report
 
 
-def _grounds(
+def grounds_of(
     settings: GroundSettings,
     llm: str,
     manifest: Mapping[str, Any],
@@ -140,12 +141,14 @@ def _others(run: str, dataset: Dataset, split: Split) -> Collaborative:
     return of_rows
 
 
-def _drawn(dataset: Dataset, generated: Generated, made: Mapping[str, Any]) -> str:
-    """How the rows were drawn, if they are not all: figures of other rows must not stand beside these."""
-    total = len(dataset.samples(Task.REC, Split.TEST))
-    if len(generated.rows) == total:
-        return ""
-    return f"{len(generated.rows)} of {total} rows, seed {made['settings']['seed']}"
+def drawn_of(
+    dataset: Dataset, generated: Mapping[Split, Generated], made: Mapping[str, Any], split: Split
+) -> Drawn | None:
+    """The rows that were generated for, if they are not all: figures of other rows must not stand beside these."""
+    total, rows = len(dataset.samples(Task.REC, split)), generated[split].rows
+    return (
+        None if len(rows) == total else Drawn(rows, drawn_words(len(rows), total, made["settings"]["seed"]))
+    )
 
 
 def _write(
@@ -166,7 +169,9 @@ def _write(
 
 def print_ground(report: Mapping[str, Any]) -> None:
     """Print what `ground` gives, for a person."""
-    table = Table(title=f"Rec, {_split(report)}, {report['decoding']} decoding", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=f"Rec, {split_words(_split(report))}, {report['decoding']} decoding", box=box.SIMPLE_HEAD
+    )
     table.add_column("ranking")
     table.add_column("gamma", justify="right")
     for name in _COLUMNS:

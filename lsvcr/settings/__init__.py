@@ -11,6 +11,7 @@ from lsvcr.settings.hllm import HllmSettings
 from lsvcr.settings.judge import (
     ClickReportSettings,
     CompareSettings,
+    EvaluateLlmSettings,
     EvaluateSettings,
     ReportSettings,
     TableSettings,
@@ -28,6 +29,7 @@ __all__ = [
     "DoctorSettings",
     "EmbedSettings",
     "EpochSettings",
+    "EvaluateLlmSettings",
     "EvaluateSettings",
     "ExportOfficialSettings",
     "ExportSettings",

@@ -32,6 +32,31 @@ class EvaluateSettings:
 
 
 @dataclass
+class EvaluateLlmSettings:
+    """Settings of `lsvcr evaluate-llm`."""
+
+    run: str = option("", "stage-one run folder, with the text vectors of `lsvcr embed`")
+    data: str = option("", "prepared dataset")
+    task: Literal["Rec", "CommRank"] = option("Rec", "what is ranked")
+    split: Literal["test", "val"] = option("test", "which samples to rank")
+    max_rows: int = option(
+        0, "rows, drawn once; 0 = all. Figures of drawn rows stand beside no figures of others"
+    )
+    seed: int = option(2024, "seed of the rows that are drawn")
+    max_candidate_num: int = option(100, "candidates of the sampled protocol")
+    model_name_or_path: str = option("", "LLM; empty = the one that the run was trained on")
+    text_token_budget: int = option(
+        0, "tokens (padding included) of a batch of prompts; 0 = 1024 on a CPU, 16384 on a GPU"
+    )
+    bf16: bool | None = option(None, "compute in bfloat16; auto: where the processor has instructions for it")
+    out: str = option(
+        "", "folder of figures and user vectors; empty = RUN/llm/SPLIT/TASK, or RUN/llm/SPLIT-ROWS-SEED/TASK"
+    )
+    overwrite: bool = option(False, "read the prompts again, also those that have been read")
+    json: bool = option(False, "print one JSON object instead of a table")
+
+
+@dataclass
 class TableSettings:
     """Settings of `lsvcr table`, apart from its LABEL=FOLDER words."""
 
@@ -63,6 +88,14 @@ class CompareSettings:
     epochs: int = option(0, "at most this many epochs for every model; 0 = as many as its settings say")
     aligned: str = option(
         "", "stage-one run for the rows of LSVCR; several with commas between them: one a seed, in turn"
+    )
+    llm: str = option(
+        "", "causal LM of the row generative: hub id, folder, GGUF file, smollm2-135m or tiny-random"
+    )
+    max_rows: int = option(
+        0,
+        "rows of validation and of test that the table is about, drawn once by --seed; 0 = all. The rows that ask an "
+        "LLM read these alone",
     )
     untuned: str = option("", "folder of the untuned LLM's vectors (*_full_embs.npy); empty = the dataset")
     metric: str = option("ndcg@10", "validation metric that picks epochs, settings and the best baseline")

@@ -167,7 +167,7 @@ def build(settings: AlignSettings, dataset: Dataset, config: Mapping[str, Any] |
         )
     cut = partial(tokenize, tokenizer, max_tokens=settings.max_text_length)
     bank = TextBank(dataset.titles(), dataset.contents(), cut)
-    prompts = _prompts(settings, tokenizer, llm.config.get_text_config())
+    prompts = prompt_builder(settings, tokenizer, llm.config.get_text_config())
     collator = AlignCollator(bank, prompts)
     budget = settings.text_token_budget or (GPU_BUDGET if torch.cuda.is_available() else CPU_BUDGET)
     pad_id = int(tokenizer.pad_token_id)
@@ -246,7 +246,7 @@ def _evaluator(
     )
 
 
-def _prompts(settings: AlignSettings, tokenizer: Any, config: Any) -> PromptBuilder:
+def prompt_builder(settings: AlignSettings, tokenizer: Any, config: Any) -> PromptBuilder:
     """Prompts that the LLM's window holds together with the response."""
     window = int(getattr(config, "max_position_embeddings", 0) or 0)
     source = settings.max_source_length

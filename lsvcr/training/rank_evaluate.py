@@ -11,7 +11,7 @@ from lsvcr.data.store import open_dataset
 from lsvcr.evaluation.evaluator import evaluate
 from lsvcr.evaluation.lists import split_metrics
 from lsvcr.evaluation.metrics import DEFAULT_METRICS
-from lsvcr.evaluation.protocol import FULL, Protocol, check
+from lsvcr.evaluation.protocol import FULL, Protocol, check, split_words
 from lsvcr.evaluation.result import Result, save_rows
 from lsvcr.models import checkpoint
 from lsvcr.schema import BEST_DIR, MANIFEST_FILE, METRICS_FILE, SR_WEIGHTS_FILE, Split, Task
@@ -172,7 +172,7 @@ def show(report: dict[str, Any], metrics: Sequence[str] = ()) -> None:
 
     from lsvcr.utils.tables import print_whole
 
-    table = Table(title=f"{report['task_label']}, {report['split']} split", box=box.SIMPLE_HEAD)
+    table = Table(title=f"{report['task_label']}, {split_words(report['split'])}", box=box.SIMPLE_HEAD)
     table.add_column("candidates")
     table.add_column("rows", justify="right")
     for name in names:

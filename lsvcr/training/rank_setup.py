@@ -20,7 +20,7 @@ from lsvcr.models.rank import RankModel
 from lsvcr.models.rank_loss import SampledLoss
 from lsvcr.models.sr import EmbeddingHead, SRModel
 from lsvcr.nn.attention import INITIAL_STD
-from lsvcr.schema import STAGE_TWO, Split, Task
+from lsvcr.schema import STAGE_ONE, STAGE_TWO, Split, Task
 from lsvcr.settings import BaselineSettings, FittedSettings, RankSettings
 from lsvcr.training.rank_freeze import freeze, frozen_groups
 from lsvcr.training.rank_handover import Handover, StageOne, find_stage_one, hand_over, recorded
@@ -277,8 +277,9 @@ def restore(folder: Path, dataset: Dataset) -> tuple[Setup, dict[str, Any]]:
     weights = checkpoint.load(folder)
     manifest = weights.manifest
     if manifest.get("kind") != STAGE_TWO:
+        hint = "; `lsvcr evaluate-llm` measures its LLM" if manifest.get("kind") == STAGE_ONE else ""
         raise UserError(
-            f"{folder} holds a {manifest.get('kind')} checkpoint, not one of stage two (finetune.py)"
+            f"{folder} holds a {manifest.get('kind')} checkpoint, not one of stage two (finetune.py){hint}"
         )
     check_dataset(folder, manifest, dataset)
     settings = recorded_settings(RankSettings, manifest)

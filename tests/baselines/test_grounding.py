@@ -32,7 +32,7 @@ from lsvcr.data.rank import RankData
 from lsvcr.data.spans import Spans
 from lsvcr.data.store import Dataset
 from lsvcr.evaluation.evaluator import evaluate
-from lsvcr.evaluation.protocol import Protocol
+from lsvcr.evaluation.protocol import Drawn, Protocol
 from lsvcr.llm.families import backbone, fingerprint
 from lsvcr.llm.loading import load_llm
 from lsvcr.schema import Split, Task
@@ -222,7 +222,7 @@ def world(tiny_dataset: Dataset) -> SimpleNamespace:
 
 
 def test_results_are_the_evaluators(world: SimpleNamespace) -> None:
-    results = measure(world.ground, rankings(60), {}, "")
+    results = measure(world.ground, rankings(60), {}, None)
     scorers = {"collaborative": world.other, "popularity": popularity(world.data.dataset, Task.REC)}
     for name, scorer in scorers.items():
         expected = evaluate(scorer, world.data, PROTOCOLS, metrics=METRICS)
@@ -239,9 +239,8 @@ def test_results_are_the_evaluators(world: SimpleNamespace) -> None:
 
 def test_drawn_rows_have_a_fingerprint_of_their_own(world: SimpleNamespace) -> None:
     ways = {"l2": rankings(60)["l2"]}
-    marks = [
-        measure(world.ground, ways, {}, drawn)["l2"]["full"].fingerprint for drawn in ("", "9 of 24 rows")
-    ]
+    some = Drawn(world.ground.rows, "9 of 24 rows")
+    marks = [measure(world.ground, ways, {}, drawn)["l2"]["full"].fingerprint for drawn in (None, some)]
     assert marks[0].split == "test" and marks[1].split == "test (9 of 24 rows)"
     assert marks[0].digest != marks[1].digest
 
@@ -255,7 +254,7 @@ def test_gamma_is_the_smallest_of_the_best_and_curves_are_the_evaluators(world: 
         best = max(range(len(values)), key=lambda i: (values[i], -i))
         assert curve.chosen == ways[name].gammas[best]
         # The test figure at the chosen gamma, on the same rows, is the curve's highest point.
-        result = measure(world.ground, {name: ways[name]}, {name: curve.chosen}, "")[name]["full"]
+        result = measure(world.ground, {name: ways[name]}, {name: curve.chosen}, None)[name]["full"]
         assert result.mean("ndcg@10") == pytest.approx(max(values), abs=1e-12)
     # With all weight on the other recommender, the lists are the other's.
     metrics = ("popularity_bias@10", "coverage@10")

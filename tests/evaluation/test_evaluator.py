@@ -13,7 +13,7 @@ from lsvcr.evaluation import evaluator
 from lsvcr.evaluation.evaluator import evaluate
 from lsvcr.evaluation.lists import LIST_METRICS
 from lsvcr.evaluation.metrics import DEFAULT_METRICS, METRICS
-from lsvcr.evaluation.protocol import FULL, Protocol
+from lsvcr.evaluation.protocol import FULL, Protocol, draw
 from lsvcr.evaluation.result import Result, same_protocol, table
 from lsvcr.schema import Split, Task
 from lsvcr.utils.errors import UserError
@@ -257,6 +257,39 @@ def test_figures_of_all_rows_have_no_interval_and_no_slices(dataset: Dataset) ->
     assert summary["slices"]["cold"]["metrics"] == {}
     with pytest.raises(UserError, match="gini@5 was not measured"):
         result.mean("gini@5", "cold")
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_drawn_rows_have_the_values_they_have_among_all(dataset: Dataset, task: Task) -> None:
+    scorer = Blurred(N if task is Task.REC else 3 * N)
+    protocols = {"full": FULL, "sampled": Protocol("sampled")}
+    drawn = draw(USERS, 11, 5, Split.TEST)
+    assert drawn is not None and len(drawn.rows) == 11 and drawn.about == "11 of 30 rows, seed 5"
+    whole = evaluate(scorer, data(dataset, task), protocols)
+    some = evaluate(scorer, data(dataset, task), protocols, drawn=drawn, batch_size=4)
+    for name, result in some.items():
+        assert result.fingerprint.split == "test (11 of 30 rows, seed 5)"
+        here = np.isin(whole[name].rows, drawn.rows)
+        assert np.array_equal(result.rows, whole[name].rows[here])
+        assert result.rows_without_positives == 11 - here.sum()
+        for metric, values in result.values.items():
+            assert np.array_equal(values, whole[name].values[metric][here]), metric
+        for part, mask in result.slices.items():
+            assert np.array_equal(mask, whole[name].slices[part][here])
+    assert draw(USERS, 0, 5, Split.TEST) is None and draw(USERS, USERS, 5, Split.TEST) is None
+
+
+def test_lists_of_drawn_rows_are_measured_against_their_own_targets(dataset: Dataset) -> None:
+    drawn = draw(USERS, 11, 5, Split.TEST)
+    assert drawn is not None
+    both = [
+        evaluate(Blurred(N), data(dataset), metrics=("arp@5", "popularity_bias@5"), drawn=d)["full"]
+        for d in (None, drawn)
+    ]
+    counts, targets = dataset.train_counts(), data(dataset).samples.video[drawn.rows]
+    assert np.array_equal(both[1].values["arp@5"], both[0].values["arp@5"][drawn.rows])
+    expected = both[1].values["arp@5"] / counts[targets].mean()
+    assert both[1].values["popularity_bias@5"] == pytest.approx(expected)
 
 
 def test_an_empty_slice_has_no_value(dataset: Dataset) -> None:

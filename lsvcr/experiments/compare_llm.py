@@ -1,0 +1,46 @@
+"""The rows of `lsvcr compare` that ask an LLM: when they can be had, and what they are made of."""
+
+from collections.abc import Sequence
+
+from lsvcr.baselines.registry import NEEDS
+from lsvcr.data.store import Dataset
+from lsvcr.data.vectors import described
+from lsvcr.schema import Task
+from lsvcr.training.llm_users import item_vectors, open_source, vector_file
+from lsvcr.utils.errors import UserError
+
+
+def reason_of_aligned(runs: Sequence[str], dataset: Dataset, task: Task) -> str:
+    """Why the LLM of stage one cannot be had, and what to use instead; empty where it can."""
+    if not runs:
+        return "llm-aligned needs a stage-one run: give --aligned RUN, or use lsvcr-untuned"
+    try:
+        for run in runs:
+            item_vectors(open_source(run, task), dataset, task)
+    except UserError as lacking:
+        return f"llm-aligned: {lacking}; or use lsvcr-untuned"
+    return ""
+
+
+def reason_of_generative(llm: str, dataset: Dataset, task: Task) -> str:
+    """Why an LLM that says titles cannot be had, and what to use instead; empty where it can."""
+    if task is Task.COMM_RANK:
+        return "generative recommends videos: compare it with --task Rec; here use comment_popularity"
+    if not llm:
+        return "generative needs an LLM: give --llm smollm2-135m (or another), or use sasrec"
+    words, has = NEEDS["texts"]
+    if not has(dataset):
+        return f"generative needs {words}, which {dataset.root} does not have; use sasrec"
+    return ""
+
+
+def aligned_inputs(run: str, dataset: Dataset, task: Task) -> dict[str, str]:
+    """By content what the LLM of a stage-one run is measured with.
+
+    Raises:
+        UserError: the run is none or has learned another task.
+    """
+    source = open_source(run, task)
+    file = vector_file(source, task)
+    entry = described(file) or {}
+    return {"stage-one checkpoint": source.digest, file.name: str(entry.get("sha256"))}
