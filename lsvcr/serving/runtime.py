@@ -287,7 +287,7 @@ class Recommender:
         return self.manifest["max_videos"], self.manifest["max_entries"]
 
     def _histories(
-        self, snapshot: Snapshot, queries: Sequence[Query] | Sequence[CommentQuery], notes: Sequence[Missing]
+        self, snapshot: Snapshot, queries: Sequence[Query | CommentQuery], notes: Sequence[Missing]
     ) -> list[Rows]:
         """The histories that each query gives or its user has."""
         for query in queries:
