@@ -6,22 +6,34 @@ It computes what `RankModel.user_vectors` does, for steps that hold titles, comm
 - States are (B L, d), so that a linear map is one `Gemm`, which adds its bias or the residual on the way.
 - A norm adds the bias of the projection that comes next to its own, and what else reads its states takes it off again
   in its own bias: so the residual is all that a `Gemm` has to add.
-- Queries, keys and values are one product, the scale of the attention is in the query's weights.
+- Attention needs neither keys nor values of its own (`lsvcr.export.attention`).
 - A padded step holds the entry of an empty history, whatever the caller left there. In an empty history all steps are
   then equal, and with them their states, so that attention over all of them is attention over the one empty entry.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
-from lsvcr.export.blocks import HIDDEN
+from lsvcr.export.attention import (
+    States,
+    answered,
+    attended,
+    bias_of,
+    causal_limit,
+    lowest,
+    lowest_of_pooling,
+    others_shift,
+    own_shift,
+    projected,
+    real_limit,
+    shares,
+)
 from lsvcr.export.graph import Graph, array
 from lsvcr.models.rank import RankModel
 from lsvcr.models.sr import SRModel
-from lsvcr.nn.attention import CausalLayer, FeedForward, MultiHeadAttention
+from lsvcr.nn.attention import CausalLayer, FeedForward
 from lsvcr.nn.pooling import AdditivePooling
 from lsvcr.schema import Task
 
@@ -43,35 +55,19 @@ def encoder_graph(model: RankModel, max_videos: int, max_entries: int) -> bytes:
     if not sr.use_comments:
         comment_mask = graph.op("And", comment_mask, np.array(False))
     watched = graph.input("watched", "float32", ["B", width]) if model.task is Task.COMM_RANK else None
-    shift = _bias(sr.video_cross.attention.output) if watched is None else None
-    videos = _history(graph, sr, "video", video, video_mask, max_videos, shift)
-    shift = None if watched is None else _bias(sr.comment_cross.attention.output)
-    comments = _history(graph, sr, "comment", comment, comment_mask, max_entries, shift)
+    shape = graph.op("Concat", graph.op("Shape", video_mask, end=1), np.array([-1, width]), axis=0)
+    own, other = ("video", "comment") if watched is None else ("comment", "video")
+    shifts = {own: others_shift(getattr(sr, f"{own}_cross").attention), other: np.zeros(width, np.float32)}
+    videos = _history(graph, sr, "video", video, (video_mask, shape), max_videos, shifts["video"])
+    comments = _history(graph, sr, "comment", comment, (comment_mask, shape), max_entries, shifts["comment"])
     if watched is None:
-        states = _joined(graph, sr, "video", videos, comments)
-        user = _pooled(graph, sr.rec_pooling, states, videos)
+        user = _pooled(graph, sr.rec_pooling, _joined(graph, sr, "video", videos, comments), videos)
     else:
-        states = _joined(graph, sr, "comment", comments, videos)
-        user = _answer(graph, sr.comm_rank_attention, watched, states, comments)
+        states = graph.op("Reshape", _joined(graph, sr, "comment", comments, videos), shape)
+        attention = sr.comm_rank_attention
+        user = _norm(graph, attention.norm, answered(graph, attention, watched, states, comments.mask))
     graph.output(graph.unit(user), "user", ["B", width])
     return graph.to_bytes()
-
-
-@dataclass(frozen=True)
-class _States:
-    """States of a history as values of the graph.
-
-    Attributes:
-        value: (B L, d), the states plus `shift`.
-        shift: (d,), what a reader has to take off again.
-        shape: (2,) int64: B, L.
-        hidden: (B, 1, 1, L): 0 at real steps, `HIDDEN` at padded ones.
-    """
-
-    value: str
-    shift: np.ndarray
-    shape: str
-    hidden: str
 
 
 def _inputs(graph: Graph, name: str, axis: str, width: int) -> tuple[str, str]:
@@ -80,139 +76,86 @@ def _inputs(graph: Graph, name: str, axis: str, width: int) -> tuple[str, str]:
 
 
 def _history(
-    graph: Graph, sr: SRModel, side: str, steps: str, mask: str, longest: int, last_shift: np.ndarray | None
-) -> _States:
-    """A history through its own layers; `last_shift` is what its states are to hold besides."""
+    graph: Graph,
+    sr: SRModel,
+    side: str,
+    steps: str,
+    batch: tuple[str, str],
+    longest: int,
+    last_shift: np.ndarray,
+) -> States:
+    """A history through its own layers.
+
+    Args:
+        batch: mask and shape, as `States` has them.
+        longest: steps, at most.
+        last_shift: of the states that come out.
+    """
     table: nn.Embedding = getattr(sr, f"{side}_position")
-    norm: nn.LayerNorm = getattr(sr, f"{side}_norm")
     layers: list[CausalLayer] = list(getattr(sr, f"{side}_encoder"))
-    shape = graph.op("Shape", mask)
+    norms: list[nn.LayerNorm] = [getattr(sr, f"{side}_norm"), *(layer.feed_forward.norm for layer in layers)]
+    mask, shape = batch
     length = graph.op("Shape", mask, start=1)
     positions = array(table.weight)[:longest]
     own = graph.op("Slice", positions, np.array([0]), length, np.array([0]))
     real = graph.op("Unsqueeze", mask, np.array([2]))
     placed = graph.op("Where", real, graph.op("Add", steps, own), array(sr.merge.bias) + positions[0])
     flat = graph.op("Reshape", placed, np.array([-1, sr.hidden]))
-    causal = np.triu(np.full((longest, longest), HIDDEN), 1)
-    square = graph.op("Concat", length, length, axis=0)
-    causal_now = graph.op("Slice", causal, np.array([0, 0]), square, np.array([0, 1]))
-    hidden = graph.op("Where", mask, np.float32(0), HIDDEN)
-    hidden = graph.op("Unsqueeze", hidden, np.array([1, 2]))
-    none = np.zeros(sr.hidden, dtype=np.float32)
-    # The shift of each layer's input is the bias of that layer's output projection.
-    shifts = [_bias(layer.attention.output) for layer in layers] + [
-        none if last_shift is None else last_shift
-    ]
-    states = _States(_norm(graph, norm, flat, shifts[0]), shifts[0], shape, hidden)
-    for layer, shift in zip(layers, shifts[1:], strict=True):
-        context = _own_attention(graph, layer.attention, states, causal_now)
-        states = _layer_end(graph, layer, states, context, shift)
-    return states
+    shifts = [*(own_shift(layer.attention) for layer in layers), last_shift]
+    hidden = min(
+        lowest(layer.attention, norm, norm, shift)
+        for layer, norm, shift in zip(layers, norms, shifts, strict=False)
+    )
+    limit = causal_limit(graph, layers[0].attention.heads, length, longest, hidden)
+
+    def states(value: str, place: int) -> States:
+        shifted = _norm(graph, norms[place], value, shifts[place])
+        cube = graph.op("Reshape", shifted, shape)
+        return States(shifted, cube, norms[place], shifts[place], mask, shape)
+
+    found = states(flat, 0)
+    for place, layer in enumerate(layers, start=1):
+        context = attended(graph, layer.attention, found, found, limit)
+        found = states(_fed(graph, layer, projected(graph, context, found)), place)
+    return found
 
 
-def _joined(graph: Graph, sr: SRModel, side: str, states: _States, others: _States) -> str:
+def _fed(graph: Graph, layer: Any, summed: str) -> str:
+    """What follows the attention of a layer, up to its last norm: (B L, d) -> (B L, d)."""
+    forward: FeedForward = layer.feed_forward
+    shift = bias_of(forward.down)
+    middle = _norm(graph, layer.attention.norm, summed, shift)
+    up = array(forward.up.weight)
+    inner = graph.op("Gelu", graph.linear(middle, up, bias_of(forward.up) - up @ shift))
+    return graph.op("Gemm", inner, array(forward.down.weight).T, middle)
+
+
+def _joined(graph: Graph, sr: SRModel, side: str, states: States, others: States) -> str:
     """States after the cross layer to the other history, (B L, d) without shift."""
     cross, join = getattr(sr, f"{side}_cross"), getattr(sr, f"{side}_join")
-    attention = cross.attention
-    query = _heads(graph, attention, [attention.query], states, scaled=True)[0]
-    key, value = _heads(graph, attention, [attention.key, attention.value], others)
-    context = _attend(graph, query, key, value, others.hidden, sr.hidden)
-    crossed = _layer_end(graph, cross, states, context, np.zeros_like(states.shift))
-    weight, bias = array(join.weight), _bias(join)
+    context = attended(graph, cross.attention, states, others)
+    crossed = _norm(graph, cross.feed_forward.norm, _fed(graph, cross, projected(graph, context, states)))
+    weight, bias = array(join.weight), bias_of(join)
     own, other = weight[:, : sr.hidden], weight[:, sr.hidden :]
     first = graph.linear(states.value, own, bias - own @ states.shift)
-    return graph.op("Gemm", crossed.value, other.T, first)
+    return graph.op("Gemm", crossed, other.T, first)
 
 
-def _own_attention(graph: Graph, attention: MultiHeadAttention, states: _States, causal: str) -> str:
-    parts = [attention.query, attention.key, attention.value]
-    query, key, value = _heads(graph, attention, parts, states, scaled=True)
-    return _attend(graph, query, key, value, causal, states.shift.shape[0])
-
-
-def _layer_end(graph: Graph, layer: Any, states: _States, context: str, shift: np.ndarray) -> _States:
-    """Output projection, residual, norm and feed-forward part of a layer whose input's shift is its output's bias."""
-    attention: MultiHeadAttention = layer.attention
-    forward: FeedForward = layer.feed_forward
-    summed = graph.op("Gemm", context, array(attention.output.weight).T, states.value)
-    middle_shift = _bias(forward.down)
-    middle = _norm(graph, attention.norm, summed, middle_shift)
-    up = array(forward.up.weight)
-    inner = graph.op("Gelu", graph.linear(middle, up, _bias(forward.up) - up @ middle_shift))
-    summed = graph.op("Gemm", inner, array(forward.down.weight).T, middle)
-    return _States(_norm(graph, forward.norm, summed, shift), shift, states.shape, states.hidden)
-
-
-def _heads(
-    graph: Graph, attention: MultiHeadAttention, parts: list[nn.Linear], states: _States, scaled: bool = False
-) -> list[str]:
-    """What each of `parts` makes of the states, (B, H, L, d / H); the first is scaled as a query if `scaled`."""
-    width, heads = parts[0].out_features, attention.heads
-    weight = np.concatenate([array(part.weight) for part in parts])
-    bias = np.concatenate([_bias(part) for part in parts]) - weight @ states.shift
-    if scaled:
-        scale = np.float32((width // heads) ** -0.5)
-        weight[:width] *= scale
-        bias[:width] *= scale
-    together = len(parts) * heads
-    shape = graph.op("Concat", states.shape, np.array([together, width // heads]), axis=0)
-    flat = graph.linear(states.value, weight, bias)
-    moved = graph.op("Transpose", graph.op("Reshape", flat, shape), perm=[0, 2, 1, 3])
-    if len(parts) == 1:
-        return [moved]
-    return graph.split("Split", len(parts), moved, axis=1, num_outputs=len(parts))
-
-
-def _attend(graph: Graph, query: str, key: str, value: str, hidden: str, width: int) -> str:
-    """Attention of (B, H, L, d / H) over keys and values (B, H, K, d / H) -> (B L, d)."""
-    # ONNX Runtime makes one operation of the transposition and the product.
-    scores = graph.op("MatMul", query, graph.op("Transpose", key, perm=[0, 1, 3, 2]))
-    weights = graph.op("Softmax", graph.op("Add", scores, hidden), axis=-1)
-    context = graph.op("Transpose", graph.op("MatMul", weights, value), perm=[0, 2, 1, 3])
-    return graph.op("Reshape", context, np.array([-1, width]))
-
-
-def _pooled(graph: Graph, pooling: AdditivePooling, states: str, of: _States) -> str:
+def _pooled(graph: Graph, pooling: AdditivePooling, states: str, of: States) -> str:
     """Additive pooling of states (B L, d) over the real steps -> (B, d)."""
-    width = pooling.inner.in_features
-    inner = graph.linear(states, array(pooling.inner.weight), _bias(pooling.inner))
-    inner = graph.op("Gelu", _norm(graph, pooling.norm, inner, np.zeros(2 * width, dtype=np.float32)))
+    inner = graph.linear(states, array(pooling.inner.weight), bias_of(pooling.inner))
+    inner = graph.op("Gelu", _norm(graph, pooling.norm, inner))
     # The bias of the score is the same for all steps: softmax does not see it.
-    scores = graph.op("MatMul", inner, array(pooling.score.weight).T)
-    row = graph.op("Concat", of.shape, np.array([1]), axis=0)
-    row_scores = graph.op("Reshape", scores, row)  # (B, L, 1)
-    seen = graph.op(
-        "Add",
-        graph.op("Transpose", row_scores, perm=[0, 2, 1]),
-        graph.op("Squeeze", of.hidden, np.array([1])),
-    )
-    weights = graph.op("Softmax", seen, axis=-1)  # (B, 1, L)
-    steps = graph.op("Reshape", states, graph.op("Concat", of.shape, np.array([width]), axis=0))
-    return graph.op("Reshape", graph.op("MatMul", weights, steps), np.array([-1, width]))
+    weight = array(pooling.score.weight)
+    row = graph.op("Concat", graph.op("Shape", of.mask, end=1), np.array([1, -1]), axis=0)
+    scores = graph.op("Reshape", graph.op("MatMul", inner, weight.T), row)  # (B, 1, L)
+    limit = real_limit(graph, of.mask, lowest_of_pooling(pooling))
+    cube = graph.op("Reshape", states, of.shape)
+    pooled = graph.op("MatMul", shares(graph, scores, limit), cube)
+    return graph.op("Reshape", pooled, np.array([-1, pooling.inner.in_features]))
 
 
-def _answer(graph: Graph, attention: MultiHeadAttention, watched: str, states: str, of: _States) -> str:
-    """The watched video (B, d) asks the states (B L, d) -> (B, d)."""
-    width, heads = attention.query.in_features, attention.heads
-    plain = _States(states, np.zeros(width, dtype=np.float32), of.shape, of.hidden)
-    scale = np.float32((width // heads) ** -0.5)
-    query = graph.linear(watched, array(attention.query.weight) * scale, _bias(attention.query) * scale)
-    query = graph.op("Reshape", query, np.array([-1, heads, 1, width // heads]))
-    key, value = _heads(graph, attention, [attention.key, attention.value], plain)
-    context = _attend(graph, query, key, value, of.hidden, width)
-    summed = graph.op(
-        "Add", graph.linear(context, array(attention.output.weight), _bias(attention.output)), watched
-    )
-    return _norm(graph, attention.norm, summed, plain.shift)
-
-
-def _norm(graph: Graph, norm: nn.LayerNorm, value: str, shift: np.ndarray) -> str:
+def _norm(graph: Graph, norm: nn.LayerNorm, value: str, shift: np.ndarray | None = None) -> str:
     """LayerNorm plus `shift`."""
-    weight, bias = array(norm.weight), _bias(norm) + shift
-    return graph.op("LayerNormalization", value, weight, bias, axis=-1, epsilon=norm.eps)
-
-
-def _bias(module: nn.Module) -> np.ndarray:
-    bias = module.bias
-    assert isinstance(bias, Tensor)
-    return array(bias)
+    bias = bias_of(norm) if shift is None else bias_of(norm) + shift
+    return graph.op("LayerNormalization", value, array(norm.weight), bias, axis=-1, epsilon=norm.eps)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,13 @@ import numpy as np
 from lsvcr.schema import Task
 from lsvcr.serving.encoder import Steps
 from lsvcr.serving.errors import BadRequest
-from lsvcr.serving.snapshot import Snapshot
+from lsvcr.serving.snapshot import Snapshot, Table
 from lsvcr.serving.types import RawId, Unknown
 
 _VISIT_KEYS = {"video", "comments"}
+
+Visits = tuple[list[RawId | None], list[int], list[RawId]]
+"""Of each visit its video (or None) and number of comments, and all comments one after another."""
 
 
 @dataclass
@@ -63,24 +67,68 @@ def id_list(ids: Any, name: str) -> list[RawId]:
     return list(ids)
 
 
-def resolve(snapshot: Snapshot, video_history: Any, comment_history: Any, missing: Missing) -> Rows:
-    """Rows of the histories of a request; unknown ids are skipped and noted in `missing`.
+def resolve(snapshot: Snapshot, asked: Sequence[tuple[Any, Any]], notes: Sequence[Missing]) -> list[Rows]:
+    """Rows of histories as requests have them; unknown ids are skipped.
+
+    Args:
+        asked: video history and comment history of each request. The ids of all are looked up at once.
+        notes: where each one's unknown ids are noted.
 
     Raises:
         BadRequest: a history of another form.
     """
-    liked = id_list(video_history, "video_history")
-    videos = missing.videos(liked, snapshot.videos.find(liked))
-    visited, counts, comments = _flat_visits(comment_history)
-    if not visited:
-        return Rows(videos, np.zeros(0, np.int64), np.zeros(0, np.int64))
-    return Rows(videos, *_events(snapshot, visited, counts, comments, missing))
+    liked = [id_list(videos, "video_history") for videos, _ in asked]
+    visits = [_flat_visits(comments) for _, comments in asked]
+    named = [[video for video in videos if video is not None] for videos, _, _ in visits]
+    videos = _found(snapshot.videos, [*liked, *named])
+    comments = _found(snapshot.comments, [own for _, _, own in visits])
+    found = []
+    for place, missing in enumerate(notes):
+        rows = missing.videos(liked[place], videos[place])
+        visited = videos[len(liked) + place]
+        events = _events(snapshot, visits[place], (named[place], visited), comments[place], missing)
+        found.append(Rows(rows, *events))
+    return found
 
 
-def _flat_visits(history: Any) -> tuple[list[RawId | None], list[int], list[RawId]]:
-    """Of each visit its video (or None) and number of comments, and all comments one after another."""
+def _found(table: Table, lists: Sequence[list[RawId]]) -> list[np.ndarray]:
+    """The rows of each list of ids; one look-up costs little more than that of a single list."""
+    rows = table.find(list(chain.from_iterable(lists)))
+    ends = list(accumulate(map(len, lists), initial=0))
+    return [rows[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+
+
+def _flat_visits(history: Any) -> Visits:
+    """The visits of a history.
+
+    Raises:
+        BadRequest: a history of another form.
+    """
     if not isinstance(history, Sequence) or isinstance(history, str | bytes):
         raise BadRequest(f"comment_history is a list, not {type(history).__name__}")
+    return _plain_visits(history) or _any_visits(history)
+
+
+def _plain_visits(history: Sequence[Any]) -> Visits | None:
+    """`_flat_visits` of dicts with a video and a list of comments each, as platforms send; None for others."""
+    if set(map(type, history)) != {dict} or set(map(len, history)) != {2}:
+        return None
+    try:
+        videos = [step["video"] for step in history]
+        own = [step["comments"] for step in history]
+    except KeyError:
+        return None
+    if None in videos or set(map(type, own)) != {list}:
+        return None
+    return videos, list(map(len, own)), list(chain.from_iterable(own))
+
+
+def _any_visits(history: Sequence[Any]) -> Visits:
+    """`_flat_visits` of visits of every form.
+
+    Raises:
+        BadRequest: a visit of none.
+    """
     videos: list[RawId | None] = []
     counts: list[int] = []
     comments: list[RawId] = []
@@ -108,16 +156,27 @@ def _flat_visits(history: Any) -> tuple[list[RawId | None], list[int], list[RawI
 
 
 def _events(
-    snapshot: Snapshot, videos: list[RawId | None], counts: list[int], comments: list[RawId], missing: Missing
+    snapshot: Snapshot,
+    visits: Visits,
+    visited: tuple[list[RawId], np.ndarray],
+    found: np.ndarray,
+    missing: Missing,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(event_videos, event_comments) of `Rows` from what `_flat_visits` gives."""
-    found = snapshot.comments.find(comments)
+    """(event_videos, event_comments) of `Rows`.
+
+    Args:
+        visited: the videos that visits name, and their rows.
+        found: rows of the visits' comments.
+    """
+    videos, counts, comments = visits
+    named, rows = visited
     missing.comments(comments, found)
-    named = [video for video in videos if video is not None]
-    rows = snapshot.videos.find(named)
     missing.videos(named, rows)
+    if not videos:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     if len(named) == len(videos) and all(counts) and rows.min() > 0 and found.min() > 0:
-        return np.repeat(rows, counts), found  # as requests of a platform are
+        # As requests of a platform are.
+        return rows if len(rows) == len(found) else np.repeat(rows, counts), found
     is_named = np.array([video is not None for video in videos])
     visit_rows = np.zeros(len(videos), dtype=np.int64)
     visit_rows[is_named] = np.maximum(rows, 0)
@@ -177,41 +236,47 @@ def _entries(
     snapshot: Snapshot, task: Task, batch: Sequence[Rows], max_entries: int
 ) -> tuple[np.ndarray, list[int]]:
     """Latest visits of all users one after another, (sum, d), and how many each user has."""
-    kept = [_latest_visits(rows.event_videos, max_entries) for rows in batch]
-    starts = np.concatenate([own for own, _ in kept])
-    lengths = [int(np.count_nonzero(own)) for own, _ in kept]
-    if not len(starts):
-        return np.zeros((0, snapshot.bundle.hidden), dtype=np.float32), lengths
-    videos = np.concatenate([rows.event_videos[first:] for rows, (_, first) in zip(batch, kept, strict=True)])
-    comments = np.concatenate(
-        [rows.event_comments[first:] for rows, (_, first) in zip(batch, kept, strict=True)]
-    )
-    places = np.flatnonzero(starts)
-    sums = np.add.reduceat(snapshot.shown(task, comments), places, axis=0)
+    kept = [_latest_visits(rows, max_entries) for rows in batch]
+    videos = np.concatenate([own for own, _ in kept])
+    comments = np.concatenate([own for _, own in kept])
+    firsts = list(accumulate((len(own) for own, _ in kept), initial=0))
+    begins = _begins(videos, [first for first in firsts if first < len(videos)])
+    places = np.flatnonzero(begins)
+    before = np.searchsorted(places, firsts)
+    lengths = np.diff(before).tolist()
+    shown = snapshot.shown(task, comments)
+    if len(places) == len(videos):  # a comment each, or none: its row is 0 then
+        return snapshot.entries(task, videos) + shown, lengths
+    sums = np.add.reduceat(shown, places, axis=0)
     counts = np.add.reduceat(comments > 0, places, dtype=np.float32)
     means = sums / np.maximum(counts, 1)[:, None]
     return snapshot.entries(task, videos[places]) + means, lengths
 
 
-def _latest_visits(videos: np.ndarray, limit: int) -> tuple[np.ndarray, int]:
-    """Where visits begin (True) among the events of the latest `limit` visits, and the first of these events.
+def _latest_visits(rows: Rows, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Videos and comments of the events of the latest `limit` visits."""
+    videos, comments = rows.event_videos, rows.event_comments
+    if len(videos) > limit:
+        places = np.flatnonzero(_begins(videos, [0]))
+        if len(places) > limit:
+            first = int(places[len(places) - limit]) if limit else len(videos)
+            return videos[first:], comments[first:]
+    return videos, comments
 
-    Neighbours under one video are one visit.
-    """
+
+def _begins(videos: np.ndarray, firsts: Sequence[int]) -> np.ndarray:
+    """Where visits begin (True) among events: neighbours under one video are one visit, but at `firsts` one begins."""
     begins = np.ones(len(videos), dtype=bool)
     np.not_equal(videos[1:], videos[:-1], out=begins[1:])
-    places = np.flatnonzero(begins)
-    if len(places) <= limit:
-        return begins, 0
-    first = int(places[len(places) - limit]) if limit else len(videos)
-    return begins[first:], first
+    begins[firsts] = True
+    return begins
 
 
 def _padded(flat: np.ndarray, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Rows of all users one after another -> (B, L, d) with zeros and the mask (B, L); L >= 1."""
-    if len(lengths) == 1 and lengths[0]:
-        return flat[None], np.ones((1, lengths[0]), dtype=bool)
     width = max(1, max(lengths))
+    if min(lengths) == width:
+        return flat.reshape(len(lengths), width, flat.shape[1]), np.ones((len(lengths), width), dtype=bool)
     mask = np.arange(width) < np.array(lengths)[:, None]
     padded = np.zeros((*mask.shape, flat.shape[1]), dtype=np.float32)
     padded[mask] = flat

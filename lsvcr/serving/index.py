@@ -1,7 +1,7 @@
 """Search in the stored item vectors. Every index here looks at all rows and finds exactly the best.
 
-Two ways, by how the rows are stored. float32: one product. float16 and int8: a product of 8-bit whole numbers, which
-reads a quarter of the bytes, rules out all rows that cannot be among the best, and those few that are left are scored
+Two ways. A few rows of float32: one product. Others: a product of 8-bit whole numbers, which reads a quarter of the
+bytes, rules out all rows that cannot be among the best, and those few that are left are scored
 from the stored rows. docs/log.md has the times of both and of what was tried besides.
 """
 
@@ -11,14 +11,16 @@ from typing import Protocol
 import numpy as np
 
 from lsvcr.schema import PAD
-from lsvcr.serving.rows import Score, StoredRows, stored_rows
+from lsvcr.serving.rows import Score, StoredRows, let_go, stored_rows
 from lsvcr.serving.topk import at_least, best, dots, reached_by
 from lsvcr.serving.whole_numbers import WholeNumberProduct
 
-_SCORES = 1 << 24
-"""Scores kept at once (64 MiB): more users than fit are taken in parts."""
-_ROWS = 1 << 16
-"""Rows unpacked at once."""
+_SCORES = 1 << 22
+"""Scores kept at once (16 MiB): more users than fit are taken in parts."""
+_ROWS = 1 << 13
+"""Rows unpacked at once: they stay in the processor's cache."""
+_FEW = 1 << 15
+"""Rows of float32 up to which one product with all of them takes no longer than sketches do."""
 _STEPS = 63
 """Steps from 0 to the largest number of a user's vector: 7 bits with the sign. With 8, sums of two products exceed
 the 16 bits that processors without VNNI instructions keep them in."""
@@ -56,7 +58,7 @@ class Index(Protocol):
 
 def open_index(rows: StoredRows, score: Score = "cosine", threads: int = 1) -> Index:
     """The index that fits how the rows are stored; `threads` of one product of whole numbers."""
-    if rows.values.dtype != np.float32:
+    if rows.values.dtype != np.float32 or len(rows.values) > _FEW:
         return SketchIndex(rows, threads)
     return ExactIndex(rows, 1.0 if score == "cosine" else longest(rows))
 
@@ -109,15 +111,14 @@ class SketchIndex:
 
     def __init__(self, rows: StoredRows, threads: int = 1) -> None:
         self._rows = rows
-        sketch = rows if rows.scale is not None else _sketch(rows.values)
-        assert sketch.scale is not None
-        values, self._scale = sketch.values, sketch.scale
-        self._longest = longest(rows)
-        self._residual = 0.0 if sketch is rows else longest(rows, sketch)
-        self._products = [
-            WholeNumberProduct(values[start : start + _PRODUCT], _ZERO, threads)
-            for start in range(0, len(self), _PRODUCT)
-        ]
+        self._scale = np.empty(len(self), dtype=np.float32) if rows.scale is None else rows.scale
+        self._longest = self._residual = 0.0
+        self._products = []
+        buffer = np.empty((min(_PRODUCT, len(self)), rows.values.shape[1]), dtype=np.int8)
+        for start in range(0, len(self), _PRODUCT):
+            sketch = self._sketch(start, buffer[: len(self) - start])
+            self._products.append(WholeNumberProduct(sketch, _ZERO, threads))
+        let_go(rows.values)
 
     def __len__(self) -> int:
         return len(self._rows.values)
@@ -137,6 +138,22 @@ class SketchIndex:
                 bound = reached_by(sketch, ks[place]) - 2 * float(slack[place])
                 found.append(best_reaching(self._rows, users[place], sketch, bound, ks[place]))
         return found
+
+    def _sketch(self, first: int, out: np.ndarray) -> np.ndarray:
+        """Fill `out` (m, d) int8 with the numbers of the rows from `first` on, and note their scales and lengths."""
+        for start in range(first, first + len(out), _ROWS):
+            part = slice(start, min(start + _ROWS, first + len(out)))
+            vectors = self._rows.take(part)
+            if self._rows.scale is None:
+                values, scale = stored_rows(vectors, "int8")
+                assert scale is not None, "rows of int8 have one"
+                self._residual = max(self._residual, _longest(vectors - values * scale[:, None]))
+                self._scale[part] = scale
+            else:
+                values = self._rows.values[part]
+            out[start - first : part.stop - first] = values
+            self._longest = max(self._longest, _longest(vectors))
+        return out
 
     def _sketches(self, users: np.ndarray) -> np.ndarray:
         """Users (B, d) uint8 with all sketches, (B, n + 1) float32."""
@@ -165,7 +182,7 @@ def exact_scores(rows: StoredRows, user: np.ndarray) -> np.ndarray:
     """Scores of all rows with one user (d,), (n + 1,) float32; a part of the rows is unpacked at a time."""
     scores = np.empty(len(rows.values), dtype=np.float32)
     for start in range(0, len(scores), _ROWS):
-        part = np.arange(start, min(start + _ROWS, len(scores)))
+        part = slice(start, start + _ROWS)
         scores[part] = rows.take(part) @ user
     return scores
 
@@ -173,26 +190,20 @@ def exact_scores(rows: StoredRows, user: np.ndarray) -> np.ndarray:
 def best_reaching(rows: StoredRows, user: np.ndarray, estimates: np.ndarray, bound: float, k: int) -> Found:
     """The k best of those rows whose estimate (n + 1,) reaches the bound; rows with -inf stay away."""
     likely = at_least(estimates, bound)
-    return best_of(rows, user, likely[estimates[likely] > -np.inf], k)
+    if bound == -np.inf:
+        likely = likely[estimates[likely] > -np.inf]
+    return best_of(rows, user, likely, k)
 
 
-def longest(rows: StoredRows, other: StoredRows | None = None) -> float:
-    """Length of the longest row, or of the longest difference between rows and others."""
-    found = 0.0
-    for start in range(0, len(rows.values), _ROWS):
-        part = np.arange(start, min(start + _ROWS, len(rows.values)))
-        vectors = rows.take(part) if other is None else rows.take(part) - other.take(part)
-        found = max(found, float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors).max())))
-    return found
+def longest(rows: StoredRows) -> float:
+    """Length of the longest row."""
+    starts = range(0, len(rows.values), _ROWS)
+    return max(_longest(rows.take(slice(start, start + _ROWS))) for start in starts)
 
 
-def _sketch(values: np.ndarray) -> StoredRows:
-    """Floating rows (n, d) as int8."""
-    sketched, scales = np.empty(values.shape, np.int8), np.empty(len(values), np.float32)
-    for start in range(0, len(values), _ROWS):
-        part = slice(start, start + _ROWS)
-        sketched[part], scales[part] = stored_rows(values[part].astype(np.float32), "int8")
-    return StoredRows(sketched, scales)
+def _longest(vectors: np.ndarray) -> float:
+    """Length of the longest of vectors (m, d)."""
+    return float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors).max()))
 
 
 def leave_out(scores: np.ndarray, rows: np.ndarray) -> None:

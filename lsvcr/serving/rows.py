@@ -1,5 +1,9 @@
 """Item vectors as they are stored: whole, halved, or as 8-bit numbers with a scale of each row."""
 
+import ctypes
+import mmap
+import sys
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,9 +23,9 @@ class StoredRows(NamedTuple):
     scale: np.ndarray | None
     """(n + 1,) float32: a row of int8 times its scale is the vector. None for floats."""
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors of `rows` (m,) as (m, d) float32."""
-        values = self.values[rows].astype(np.float32)
+    def take(self, rows: np.ndarray | slice) -> np.ndarray:
+        """The vectors of `rows` (m,), or of a range of them, as (m, d) float32."""
+        values = self.values[rows].astype(np.float32, copy=False)
         return values if self.scale is None else values * self.scale[rows, None]
 
 
@@ -32,3 +36,19 @@ def stored_rows(vectors: np.ndarray, rows: RowKind) -> StoredRows:
     scale = np.abs(vectors).max(axis=1, initial=0.0).astype(np.float32) / np.float32(127)
     divisor = np.where(scale == 0, np.float32(1), scale)
     return StoredRows(np.rint(vectors / divisor[:, None]).astype(np.int8), scale)
+
+
+def let_go(array: np.ndarray) -> None:
+    """Take out of the process's memory what it does not need once an array was read whole.
+
+    That is the pages of the array, if it is a mapped file (later reads bring them back), and what was freed meanwhile,
+    which the C library keeps otherwise.
+    """
+    base = array
+    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base  # type: ignore[assignment]
+    if isinstance(base, np.memmap) and base.mode == "r" and hasattr(mmap, "MADV_DONTNEED"):
+        base._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):  # a C library that has no such function
+            ctypes.CDLL(None).malloc_trim(0)

@@ -13,6 +13,7 @@ from lsvcr.serving.catalogue import Catalogue
 from lsvcr.serving.errors import BadRequest, BundleError, UnknownId
 from lsvcr.serving.histories import Missing, Rows, id_list, resolve, stored_rows
 from lsvcr.serving.ids import UNKNOWN
+from lsvcr.serving.index import Found
 from lsvcr.serving.journal import Journal
 from lsvcr.serving.snapshot import Snapshot, Table
 from lsvcr.serving.text_encoder import TextEncoder
@@ -244,9 +245,7 @@ class Recommender:
     ) -> list[Recommendation]:
         notes = [Missing() for _ in queries]
         ks = [_checked_k(query.k) for query in queries]
-        histories = [
-            self._histories(snapshot, query, missing) for query, missing in zip(queries, notes, strict=True)
-        ]
+        histories = self._histories(snapshot, queries, notes)
         without = [
             self._without(snapshot, query, rows) for query, rows in zip(queries, histories, strict=True)
         ]
@@ -256,27 +255,25 @@ class Recommender:
         ]
         users = part.users(snapshot, histories, self._limits())
         found = recommended_rows(snapshot, part, users, ks, without, chosen)
-        return [
-            Recommendation(_items(snapshot.videos, *own), missing.unknown())
-            for own, missing in zip(found, notes, strict=True)
-        ]
+        items = _items(snapshot.videos, found)
+        return [Recommendation(own, missing.unknown()) for own, missing in zip(items, notes, strict=True)]
 
     def _rank(self, snapshot: Snapshot, part: ServedPart, queries: Sequence[CommentQuery]) -> list[Ranking]:
         notes = [Missing() for _ in queries]
         ks = [None if query.k is None else _checked_k(query.k) for query in queries]
         videos = [_live_row(snapshot.videos, query.video, "video") for query in queries]
-        histories = [
-            self._histories(snapshot, query, missing) for query, missing in zip(queries, notes, strict=True)
-        ]
+        histories = self._histories(snapshot, queries, notes)
         users = part.users(snapshot, histories, self._limits(), snapshot.watched(np.array(videos)))
-        answers = []
+        found = []
         for query, k, video, user, missing in zip(queries, ks, videos, users, notes, strict=True):
             rows = _chosen(snapshot.comments, query.comments, "comments", missing.comments)
             rows = snapshot.comments_of(video) if rows is None else rows
-            found = rank_rows(snapshot, part, user, rows, len(rows) if k is None else k)
-            items = _items(snapshot.comments, *found)
-            answers.append(Ranking(snapshot.videos.id(video), items, missing.unknown()))
-        return answers
+            found.append(rank_rows(snapshot, part, user, rows, len(rows) if k is None else k))
+        items = _items(snapshot.comments, found)
+        return [
+            Ranking(snapshot.videos.id(video), own, missing.unknown())
+            for video, own, missing in zip(videos, items, notes, strict=True)
+        ]
 
     def _part(self, task: Task) -> ServedPart:
         if task not in self._parts:
@@ -289,12 +286,19 @@ class Recommender:
     def _limits(self) -> tuple[int, int]:
         return self.manifest["max_videos"], self.manifest["max_entries"]
 
-    def _histories(self, snapshot: Snapshot, query: Query | CommentQuery, missing: Missing) -> Rows:
-        if query.user is None:
-            return resolve(snapshot, query.video_history, query.comment_history, missing)
-        if len(query.video_history) or len(query.comment_history):
-            raise BadRequest("give either a user or histories, not both")
-        return stored_rows(snapshot, self._user_row(query.user))
+    def _histories(
+        self, snapshot: Snapshot, queries: Sequence[Query | CommentQuery], notes: Sequence[Missing]
+    ) -> list[Rows]:
+        """The histories that each query gives or its user has."""
+        for query in queries:
+            if query.user is not None and (len(query.video_history) or len(query.comment_history)):
+                raise BadRequest("give either a user or histories, not both")
+        given = [(query.video_history, query.comment_history) for query in queries]
+        rows = resolve(snapshot, given, notes)
+        return [
+            own if query.user is None else stored_rows(snapshot, self._user_row(query.user))
+            for query, own in zip(queries, rows, strict=True)
+        ]
 
     def _stored_users(self) -> Users:
         if self.bundle.users is None:
@@ -314,6 +318,8 @@ class Recommender:
         excluded = id_list(query.exclude, "exclude")
         if not isinstance(query.exclude_seen, bool):
             raise BadRequest(f"exclude_seen is true or false, not {query.exclude_seen!r}")
+        if query.exclude_seen and query.user is None and not excluded:
+            return rows.videos
         parts = [snapshot.videos.find(excluded)]
         if query.exclude_seen:
             parts.append(rows.videos)
@@ -346,8 +352,11 @@ def _live_row(table: Table, raw: RawId, what: str) -> int:
     return row
 
 
-def _items(table: Table, rows: np.ndarray, scores: np.ndarray) -> list[Item]:
+def _items(table: Table, found: Sequence[Found]) -> list[list[Item]]:
+    """What each answer shows of its rows; ids and texts of all are taken at once."""
+    rows = np.concatenate([own for own, _ in found])
+    shown = zip(table.ids(rows), table.texts(rows), strict=True)
     return [
-        Item(table.id(row), score, table.text(row))
-        for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+        [Item(raw, score, text) for score, (raw, text) in zip(scores.tolist(), shown, strict=False)]
+        for _, scores in found
     ]

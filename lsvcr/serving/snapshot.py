@@ -71,6 +71,20 @@ class Table:
         """The title or text of a row."""
         return self.base_texts[row] if row < len(self.base) else self.added_texts[row - len(self.base)]
 
+    def ids(self, rows: np.ndarray) -> list[RawId]:
+        """The raw ids of rows (n,)."""
+        return self.base.take(rows) if self.are_stored(rows) else list(map(self.id, rows.tolist()))
+
+    def texts(self, rows: np.ndarray) -> list[str]:
+        """The titles or texts of rows (n,)."""
+        if not self.are_stored(rows):
+            return list(map(self.text, rows.tolist()))
+        return [str(raw, "utf-8") for raw in self.base_texts.raw_many(rows)]
+
+    def are_stored(self, rows: np.ndarray) -> bool:
+        """No row is an added one."""
+        return not self.added_ids or not (rows >= len(self.base)).any()
+
     def find(self, ids: Sequence[RawId]) -> np.ndarray:
         """Rows of ids as they count in histories (see above), (n,) int64; `UNKNOWN` = -1 where there is none.
 
@@ -167,7 +181,7 @@ class Snapshot:
     def top_comments(self, videos: np.ndarray) -> np.ndarray:
         """The most liked comment of each video row, (n,) int64; 0 = it has none."""
         top = self.bundle.top_comment
-        found = top[videos if self._are_stored(videos) else np.where(videos < len(top), videos, 0)]
+        found = top[videos if self.videos.are_stored(videos) else np.where(videos < len(top), videos, 0)]
         found = found.astype(np.int64)
         if self.lists:
             for place, video in enumerate(videos.tolist()):
@@ -175,9 +189,6 @@ class Snapshot:
                 if listed is not None:
                     found[place] = listed[0] if len(listed) else 0
         return found
-
-    def _are_stored(self, videos: np.ndarray) -> bool:
-        return not self.videos.added_ids or not (videos >= len(self.videos.base)).any()
 
     def comment_videos(self, comments: np.ndarray) -> np.ndarray:
         """The video row that each comment row belongs to now, (n,) int64."""

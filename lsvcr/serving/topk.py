@@ -15,8 +15,10 @@ def best(scores: np.ndarray, k: int) -> np.ndarray:
 
     Scores of -inf never come out. Two passes over the scores leave a few hundred to sort.
     """
-    few = len(scores) <= _FEW
-    places = np.arange(len(scores)) if few else at_least(scores, reached_by(scores, k))
+    if len(scores) <= _FEW:
+        order = np.argsort(-scores, kind="stable")[:k]
+        return order[scores[order] > -np.inf]
+    places = at_least(scores, reached_by(scores, k))
     found = scores[places]
     order = np.argsort(-found, kind="stable")[:k]
     return places[order[found[order] > -np.inf]]

@@ -55,7 +55,7 @@ class CommentQuery:
     k: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # ten an answer: frozen ones take four times as long to make
 class Item:
     """A ranked video or comment.
 

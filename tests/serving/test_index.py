@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsvcr.serving import index as index_module
+from lsvcr.serving import whole_numbers
 from lsvcr.serving.index import ExactIndex, SketchIndex, open_index
-from lsvcr.serving.rows import StoredRows, stored_rows
+from lsvcr.serving.rows import StoredRows, let_go, stored_rows
 from lsvcr.serving.topk import best, dots, reached_by
 from lsvcr.serving.whole_numbers import WholeNumberProduct, _product_graph
 from tests.serving.bundles import unit
@@ -102,6 +103,8 @@ def test_one_user_and_many_in_parts_of_rows_and_of_users(kind, monkeypatch):
     without = [rng.integers(0, 1000, 20) for _ in users]
     index = open_index(rows)
     assert type(index) is (ExactIndex if kind == "float32" else SketchIndex) and len(index) == 1000
+    monkeypatch.setattr(index_module, "_FEW", 999)
+    assert type(open_index(rows)) is SketchIndex
     for user, some, (found, scores) in zip(
         users, without, index.search(users, [10] * 8, without), strict=True
     ):
@@ -139,12 +142,41 @@ def test_the_product_of_whole_numbers():
     np.testing.assert_array_equal(WholeNumberProduct(rows, 64)(users), expected)
 
 
+def test_rows_are_read_once_and_then_not_kept_in_memory(tmp_path, monkeypatch):
+    rows = stored_rows(random_rows(np.random.default_rng(0), 999, 16, 5000), "float16")
+    np.save(tmp_path / "items.npy", rows.values)
+    mapped = StoredRows(np.asarray(np.load(tmp_path / "items.npy", mmap_mode="r")), None)
+    given_back = []
+    monkeypatch.setattr(index_module, "let_go", lambda array: (let_go(array), given_back.append(array)))
+    index = SketchIndex(mapped)
+    assert [array is mapped.values for array in given_back] == [True]
+    user = unit(np.ones((1, 16)))
+    assert_best(index.search(user, [10], [np.zeros(0, np.int64)])[0], brute(rows, user[0], set()), 10)
+
+
+def test_columns_that_the_runtime_reads_again_are_kept(monkeypatch):
+    rows = np.random.default_rng(0).integers(-127, 128, (500, 33)).astype(np.int8)
+    users = np.arange(66, dtype=np.uint8).reshape(2, 33)
+    plain = whole_numbers.session_options
+
+    def without_own_order(threads):
+        options = plain(threads)
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        return options
+
+    monkeypatch.setattr(whole_numbers, "session_options", without_own_order)
+    expected = (users.astype(np.int64) - 64) @ rows.T.astype(np.int64)
+    np.testing.assert_array_equal(WholeNumberProduct(rows, 64)(users), expected)
+
+
 def test_the_graph_is_what_the_onnx_package_reads():
-    rows = np.arange(600, dtype=np.int8).reshape(200, 3)
-    model = onnx.load_from_string(_product_graph(np.ascontiguousarray(rows.T), 64))
-    onnx.checker.check_model(model, full_check=True)
+    model = onnx.load_from_string(_product_graph(200, 3, 64))
     (node,) = model.graph.node
     assert (node.op_type, list(node.input)) == ("MatMulInteger", ["users", "columns", "zero"])
-    columns, zero = (onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer)
-    np.testing.assert_array_equal(columns, rows.T)
-    assert zero.dtype == np.uint8 and zero == 64
+    columns, zero = model.graph.initializer
+    assert list(columns.dims) == [3, 200] and columns.data_type == onnx.TensorProto.INT8
+    assert columns.data_location == onnx.TensorProto.EXTERNAL
+    assert onnx.numpy_helper.to_array(zero).dtype == np.uint8 and onnx.numpy_helper.to_array(zero) == 64
+    columns.raw_data, columns.data_location = bytes(600), onnx.TensorProto.DEFAULT
+    del columns.external_data[:]
+    onnx.checker.check_model(model, full_check=True)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from pydantic_core import to_json
+from pydantic import TypeAdapter
 
 from lsvcr.serving.http.batching import Batcher
 from lsvcr.serving.http.errors import ApiError, overloaded
@@ -14,11 +14,16 @@ from lsvcr.serving.http.log import Log
 from lsvcr.serving.http.metrics import Metrics
 from lsvcr.serving.journal import NotStored
 from lsvcr.serving.runtime import Recommender
-from lsvcr.serving.types import CommentQuery, Query
+from lsvcr.serving.types import CommentQuery, Query, Ranking, Recommendation
 from lsvcr.settings import ServeSettings
 from lsvcr.utils.errors import UserError
 
 T = TypeVar("T")
+
+_TO_JSON: dict[type, Callable[[Any], bytes]] = {
+    kind: TypeAdapter(kind).dump_json for kind in (Recommendation, Ranking)
+}
+"""These know the fields of answers, and do not look for them in each."""
 
 Ask = Callable[[list[Any]], Sequence[Any]]
 """`recommend_many` or `rank_comments_many` of a recommender: a request keeps the one it began with."""
@@ -113,7 +118,7 @@ class Service:
         comments = sum(len(answer.unknown.comments) for answer in answers)
         if videos or comments:
             self.metrics.unknown(videos, comments)
-        return [to_json(answer) for answer in answers]
+        return [_TO_JSON[type(answer)](answer) for answer in answers]
 
     async def recommend(self, queries: list[Query], gone: Callable[[], bool]) -> list[bytes]:
         """Answers to `queries` as JSON."""
