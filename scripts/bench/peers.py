@@ -17,6 +17,7 @@ under --work and is not run again.
 
 import argparse
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -124,8 +125,9 @@ class Bench:
         if self._broken[job.peer]:
             return {}, self._broken[job.peer]
         tell(f"{out.name} ...")
+        if not file.is_file() or file.read_text() != text:
+            shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True, exist_ok=True)
-        result.unlink(missing_ok=True)
         file.write_text(text)
         failure = self._ours(job, model) if job.peer == "ours" else self._theirs(job)
         return (json.loads(result.read_text()), "") if not failure else ({}, failure)
