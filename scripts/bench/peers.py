@@ -225,7 +225,9 @@ def timed(bench: Bench, folder: Path) -> dict[tuple[str, str], dict[str, float]]
             if peer in SLOW:
                 continue
             result, failure = bench.run(bench.job(peer, model, folder, 1, turn), model)
-            if not failure:
+            if failure:
+                tell(f"{peer}, {model}: no speed: {failure}")
+            else:
                 found.setdefault((peer, model), []).append(result)
     return {key: speeds(results) for key, results in found.items()}
 
@@ -247,10 +249,12 @@ def rows_of(bench: Bench, folder: Path) -> list[Row]:
             if measured
             else {}
         )
-        if measured and peer in SLOW:
+        if measured and peer in SLOW and bench.options.turns:
             result, _ = bench.run(bench.job(peer, model, folder, bench.options.seeds[0]), model)
             speed[peer, model] = speeds([result])
-        rows.append(Row(peer, model, means | speed.get((peer, model), {}), found[0][1]))
+        rows.append(
+            Row(peer, model, means | speed.get((peer, model), {}), "".join(note for _, note in found[:1]))
+        )
     return rows
 
 
@@ -309,7 +313,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS, help="whose")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="which")
     parser.add_argument("--data", type=Path, help="a MovieLens folder with ratings.csv, as a second set")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="quality is the mean over these")
+    parser.add_argument(
+        "--seeds", type=int, nargs="*", default=[1], help="quality is the mean over these; none: speed alone"
+    )
     parser.add_argument("--turns", type=int, default=3, help="of the measurement of speed; 0 = none")
     parser.add_argument("--epochs", type=int, default=200, help="at most; patience ends most runs before")
     parser.add_argument("--cuda", action="store_true", help="GPU libraries may be fetched along with torch")
