@@ -37,7 +37,7 @@ def comment_table(dataset: Dataset) -> CommentTable:
 
 
 def user_table(dataset: Dataset, max_videos: int, max_entries: int) -> UserTable:
-    """Every user's histories after the last event, and all videos that each liked.
+    """Every user's histories after the last event, and all videos that each liked or liked comments of.
 
     Args:
         dataset: the prepared dataset.
@@ -56,7 +56,7 @@ def user_table(dataset: Dataset, max_videos: int, max_entries: int) -> UserTable
         videos=Csr(videos[0], liked.items[videos[1]]),
         comments=Csr(comments[0], written.items[comments[1]]),
         comment_videos=written.videos[comments[1]],
-        seen=_distinct(liked.offsets, liked.items),
+        seen=_distinct((liked.offsets, liked.items), (written.offsets, written.videos)),
     )
 
 
@@ -66,12 +66,13 @@ def _latest(offsets: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), ranges(first, counts)
 
 
-def _distinct(offsets: np.ndarray, items: np.ndarray) -> Csr:
-    """The rows ascending, each item once."""
-    owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+def _distinct(*tables: tuple[np.ndarray, np.ndarray]) -> Csr:
+    """The rows (offsets, items) of all tables together, ascending, each item once."""
+    owner = np.concatenate([np.repeat(np.arange(len(ends) - 1), np.diff(ends)) for ends, _ in tables])
+    items = np.concatenate([own for _, own in tables])
     order = np.lexsort((items, owner))
     owner, sorted_items = owner[order], items[order]
     first = np.ones(len(order), dtype=bool)
     first[1:] = (owner[1:] != owner[:-1]) | (sorted_items[1:] != sorted_items[:-1])
-    counts = np.bincount(owner[first], minlength=len(offsets) - 1)
+    counts = np.bincount(owner[first], minlength=len(tables[0][0]) - 1)
     return Csr(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), sorted_items[first])

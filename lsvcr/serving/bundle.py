@@ -50,7 +50,7 @@ class Users(NamedTuple):
     comment_videos: np.ndarray
     """The video that each entry of `comments.items` was made under."""
     seen: Csr
-    """All videos that the user liked."""
+    """All videos that the user liked or liked comments of."""
 
 
 @dataclass(frozen=True)

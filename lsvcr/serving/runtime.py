@@ -149,7 +149,8 @@ class Recommender:
         exclude: Sequence[RawId] = (),
         candidates: Sequence[RawId] | None = None,
     ) -> Recommendation:
-        """As `recommend`, for a user whose histories the bundle holds; `exclude_seen` leaves out all they liked.
+        """As `recommend`, for a user whose histories the bundle holds; `exclude_seen` leaves out all they liked or
+        liked comments of.
 
         Raises:
             UnknownId: no such user.
@@ -319,10 +320,10 @@ class Recommender:
         if not isinstance(query.exclude_seen, bool):
             raise BadRequest(f"exclude_seen is true or false, not {query.exclude_seen!r}")
         if query.exclude_seen and query.user is None and not excluded:
-            return rows.videos
+            return np.concatenate([rows.videos, rows.event_videos])
         parts = [snapshot.videos.find(excluded)]
         if query.exclude_seen:
-            parts.append(rows.videos)
+            parts += [rows.videos, rows.event_videos]
             if query.user is not None:
                 seen = self._stored_users().seen.row(self._user_row(query.user)).astype(np.int64)
                 parts.append(snapshot.videos.current(seen))

@@ -23,7 +23,8 @@ class Query:
         comment_history: comments that the user liked or answered, see `CommentHistory`.
         user: a user of the bundle, whose stored histories are taken; the two above stay empty then.
         k: how many videos, at least 1.
-        exclude_seen: videos of the given history, or all that the stored user liked, are left out.
+        exclude_seen: videos of the given histories, or all that the stored user liked or liked comments of, are left
+            out.
         exclude: videos to leave out besides.
         candidates: only these are ranked, each once; None = all. What is excluded is so here too.
     """

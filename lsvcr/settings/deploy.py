@@ -50,7 +50,7 @@ class RecommendSettings:
     )
     video: str = option("", "rank the comments of this video instead of recommending videos")
     k: int = option(10, "how many")
-    exclude_seen: bool = option(True, "videos that the user liked are left out")
+    exclude_seen: bool = option(True, "videos that the user liked, or liked comments of, are left out")
     input: str = option("", "file with one request as JSON a line, for many at a time")
     output: str = option("", "with --input: file that receives one answer as JSON a line")
     threads: int = option(1, "processor threads")

@@ -34,7 +34,8 @@ class World:
         video_texts, comment_texts: (n + 1, w) float32, row 0 zeros.
         lists: comments of each video, most liked first; own: the video of each comment.
         likes: (M + 1,).
-        users: for each stored user the liked videos, the visits [(video, comments)] and all videos ever liked, as rows.
+        users: for each stored user the liked videos, the visits [(video, comments)] and all videos ever liked or visited,
+            as rows.
     """
 
     def __init__(
@@ -303,4 +304,4 @@ def _user(rng: np.random.Generator, n_videos: int, world: World) -> tuple[list[i
         if own:
             visits.append((int(video), own[: int(rng.integers(1, 4))]))
     earlier = rng.integers(1, n_videos + 1, 3).tolist()
-    return videos, visits, sorted({*videos, *earlier})
+    return videos, visits, sorted({*videos, *earlier, *(under for under, _ in visits)})

@@ -72,7 +72,7 @@ def test_ranks_comments_as_plain_numpy_does(served):
         assert answer.video == video(watched, text)
 
 
-def test_stored_users_get_what_their_histories_get_without_what_they_ever_liked(served):
+def test_stored_users_get_what_their_histories_get_without_what_they_have_seen(served):
     recommender, world, text = served
     for row, (videos, visits, seen) in enumerate(world.users, start=1):
         name = f"u{row}" if text else 100 + row
@@ -80,6 +80,9 @@ def test_stored_users_get_what_their_histories_get_without_what_they_ever_liked(
         user = world.user(Task.REC, videos, visits, limit=WORLD_STEPS)
         answer = recommender.recommend_user(name, k=40)
         assert_items(answer.items, *expected(world, user, seen, 40), lambda row: video(row, text))
+        given = recommender.recommend([video(v, text) for v in videos], raw_visits(visits, text), k=40)
+        left_out = {*videos, *(under for under, _ in visits)}
+        assert_items(given.items, *expected(world, user, left_out, 40), lambda row: video(row, text))
         with_seen = recommender.recommend_user(name, k=40, exclude_seen=False)
         assert len(with_seen.items) == 40
 

@@ -54,7 +54,7 @@ class RecommendRequest(Histories):
 
     k: Annotated[int, Strict()] = Field(10, ge=1, description="how many videos")
     exclude_seen: Annotated[bool, Strict()] = Field(
-        True, description="leave out the videos that the user has liked"
+        True, description="leave out the videos of both histories"
     )
     exclude: list[Id] = Field(default_factory=list, description="further videos to leave out")
     candidates: list[Id] | None = Field(None, description="rank these videos only")
