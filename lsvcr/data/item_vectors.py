@@ -67,7 +67,7 @@ def find_item_vectors(dataset: Dataset, name: str, pooling: str) -> ItemVectors:
     if file is None:
         told = " and ".join(dict.fromkeys(str(place.absolute()) for place in places))
         raise UserError(
-            f"there are no vectors of items at {told}: {remedy}, or name their file with --item_vectors"
+            f"there are no vectors of items at {told}: put the file back, name another with --item_vectors, or {remedy}"
         )
     entry: dict[str, Any] | None = described(file)
     if entry is None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lsvcr.baselines.sasrec import SASRec
+from lsvcr.baselines.sequence_model import TransformerBody
 from lsvcr.export.blocks import HIDDEN, Sight, block, norm
 from lsvcr.export.graph import Graph, array
 from lsvcr.schema import PAD
@@ -25,7 +26,7 @@ def part(model: SASRec) -> Part:
     """Graph and tables of a model in evaluation mode, on the CPU."""
     entries = array(model.items.weight) * np.float32(model.scale)
     return Part(
-        encoder=encoder_graph(model, entries[PAD]),
+        encoder=encoder_graph(model, entries[PAD], model.cosine),
         items=array(model.item_vectors()),
         entries=entries,
         score="cosine" if model.cosine else "inner product",
@@ -33,12 +34,13 @@ def part(model: SASRec) -> Part:
     )
 
 
-def encoder_graph(model: SASRec, padding: np.ndarray) -> bytes:
+def encoder_graph(model: TransformerBody, padding: np.ndarray, cosine: bool) -> bytes:
     """The encoder of a bundle's part `rec`: inputs and outputs as `Part` has them, comments without effect.
 
     Args:
-        model: at most `model.longest` steps are read.
+        model: causal; at most `model.longest` steps are read.
         padding: (d,) float32, the step of an empty history.
+        cosine: the state is brought to length 1.
     """
     graph, width = Graph("user_encoder"), len(padding)
     video = graph.input("video", "float32", ["B", "V", width])
@@ -60,11 +62,11 @@ def encoder_graph(model: SASRec, padding: np.ndarray) -> bytes:
     states = block(graph, last, states, _latest(graph, shape, steps, lengths))
     if isinstance(model.norm, nn.LayerNorm):
         states = norm(graph, model.norm, states)
-    graph.output(graph.unit(states) if model.cosine else states, "user", ["B", width])
+    graph.output(graph.unit(states) if cosine else states, "user", ["B", width])
     return graph.to_bytes()
 
 
-def _positions(graph: Graph, model: SASRec, table: nn.Embedding, steps: str, lengths: str) -> str:
+def _positions(graph: Graph, model: TransformerBody, table: nn.Embedding, steps: str, lengths: str) -> str:
     """Rows of the position table, (B, L, d), or (L, d) where they are counted from the oldest."""
     if not model.from_end:
         return graph.op("Gather", array(table.weight), steps, axis=0)

@@ -16,10 +16,12 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lsvcr.baselines import hllm_light
 from lsvcr.baselines.hllm_light import HllmLight, HllmLightSettings, build, inputs, time_scale, train_data
 from lsvcr.data.rank import RankData
 from lsvcr.data.rank_sequences import SequenceBatch
 from lsvcr.data.store import open_dataset
+from lsvcr.models import checkpoint
 from lsvcr.schema import EMBEDDINGS_MANIFEST_FILE, ITEM_EMBEDDINGS_FILE, Split, Task
 from lsvcr.settings import EmbedSettings
 from lsvcr.training.baseline import run
@@ -209,14 +211,48 @@ def test_ids_are_added_to_the_texts() -> None:
     assert "items.weight" not in model().state_dict()
 
 
-def test_vectors_are_centred_over_videos_with_text_and_others_are_the_mean() -> None:
+def test_vectors_are_whitened_over_videos_with_text_and_others_are_the_mean() -> None:
+    """Numbers that go together are one direction, of spread 1; the second direction has no variance."""
     vectors = torch.tensor([[0.0, 0], [1, 10], [3, 30], [0, 0]])
-    made = HllmLight(vectors, 4, **SHAPE)
-    assert made.normalised(torch.arange(4)).tolist() == [[0, 0], [-1, -1], [1, 1], [0, 0]]
+    found = HllmLight(vectors, 4, **SHAPE).normalised(torch.arange(4))
+    torch.testing.assert_close(found[:, 0] * found[2, 0].sign(), torch.tensor([0.0, -1, 1, 0]))
+    assert not found[:, 1].any()
+
+
+def test_whitened_vectors_have_no_correlation_and_the_leading_directions_come_first(monkeypatch) -> None:
+    monkeypatch.setattr(hllm_light, "WHITENED_ROWS", 64)
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([1e-3, 5.0, 1.0, 0.1])
+    vectors = torch.randn(501, 4, generator=generator) * spread + 7
+    vectors[[0, 33]] = 0
+    some = torch.tensor([row for row in range(501) if row not in (0, 33)])
+    whole = HllmLight(vectors, 4, **SHAPE).normalised(some)
+    torch.testing.assert_close(whole.T @ whole / len(some), torch.eye(4), rtol=1e-3, atol=1e-3)
+    two = HllmLight(vectors, 4, directions=2, **SHAPE).normalised(some)
+    torch.testing.assert_close(two, whole[:, :2])
+    leading = torch.corrcoef(torch.stack([two[:, 0], vectors[some, 1]]))[0, 1]
+    assert leading.abs() > 0.99
+
+
+def test_a_direction_that_another_machine_turns_round_is_the_checkpoints(monkeypatch) -> None:
+    """The whitening is kept, so that a restored model is the one that was trained."""
+    made = model()
+    other = hllm_light._whitening
+
+    def turned(*arguments: Any) -> tuple[Tensor, Tensor]:
+        mean, whitening = other(*arguments)
+        return mean, -whitening
+
+    monkeypatch.setattr(hllm_light, "_whitening", turned)
+    again = model()
+    ids = torch.arange(VIDEOS + 1)
+    assert not torch.allclose(again.represent(ids), made.represent(ids))
+    checkpoint.load_into(again, made.state_dict(), source="here")
+    torch.testing.assert_close(again.represent(ids), made.represent(ids), rtol=0, atol=0)
 
 
 def test_the_temperature_is_learned() -> None:
-    made = model(temperature=1.0)
+    made = model(temperature=0.5)
     made.training_loss(batch())["loss"].backward()
     assert made.log_scale.grad is not None and made.log_scale.grad != 0
     assert made.vectors.grad is None and not made.vectors.requires_grad
@@ -274,7 +310,7 @@ def test_a_checkpoint_names_its_vectors_and_does_not_hold_them(finished: Path, o
     assert told["sha256"] == described["files"][ITEM_EMBEDDINGS_FILE]["sha256"]
     assert Path(told["path"]) == (own_data / ITEM_EMBEDDINGS_FILE).resolve()
     kept = load_file(finished / "best" / "sr.safetensors")
-    assert not {"vectors", "mean", "spread"} & kept.keys()
+    assert "vectors" not in kept and {"mean", "whitening"} < kept.keys()
     assert evaluate_checkpoint(str(finished), str(own_data))["protocols"]
 
 
@@ -282,7 +318,7 @@ def test_a_file_that_is_gone_or_has_changed_is_told(finished: Path, own_data: Pa
     file, manifest = own_data / ITEM_EMBEDDINGS_FILE, own_data / EMBEDDINGS_MANIFEST_FILE
     moved = file.rename(own_data / "elsewhere.npy")
     with pytest.raises(
-        UserError, match=r"no vectors of items at .*item_embs.npy: make them with `lsvcr embed"
+        UserError, match=r"no vectors of items at .*item_embs.npy: put the file back, .*`lsvcr embed"
     ):
         evaluate_checkpoint(str(finished), str(own_data))
     # Whole and well described, but other numbers.
@@ -353,7 +389,7 @@ def test_vectors_are_taken_from_any_file(data: Path, tmp_path: Path) -> None:
         shutil.copy(data / name, folder / name)
     chosen = HllmLightSettings(data_path=str(data), item_vectors=str(folder / ITEM_EMBEDDINGS_FILE))
     assert inputs(chosen, open_dataset(data))["item vectors"]["path"] == chosen.item_vectors
-    with pytest.raises(UserError, match="name their file with --item_vectors"):
+    with pytest.raises(UserError, match="name another with --item_vectors"):
         inputs(replace(chosen, item_vectors=str(tmp_path / "none.npy")), open_dataset(data))
 
 
@@ -371,6 +407,7 @@ def test_a_dataset_without_times_has_no_buckets_and_is_not_refused(data: Path) -
     [
         ({"temperature": 0.001}, "--temperature 0.001 must be from 0.01 to 1"),
         ({"time_bucket_count": 0}, "--time_bucket_count 0 must be above 0"),
+        ({"directions": 0}, "--directions 0 must be above 0"),
         ({"hidden": 30, "heads": 4}, "--hidden 30 must be a multiple of --heads 4"),
     ],
 )
