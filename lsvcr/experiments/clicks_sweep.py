@@ -26,6 +26,8 @@ from lsvcr.utils.arguments import load_settings
 from lsvcr.utils.errors import UserError
 
 PAGE = "sweep.html"
+SCALED = ("auc", "log_loss")
+"""Figures that are drawn by size."""
 
 
 @dataclass
@@ -140,7 +142,7 @@ def write_page(planned: list[Job], settings: SweepSettings) -> list[Path]:
     hashes = {run.data_hash for group in groups.values() for runs in group.values() for run in runs}
     if len(hashes) > 1:
         raise UserError(f"{settings.out} holds runs of different datasets; give another --out")
-    scalings = [by_size(groups, metric) for metric in ("log_loss", "auc")]
+    scalings = [by_size(groups, metric) for metric in SCALED]
     body = [tag("h1", "Click models by transfer and size"), section("By size", *scaling_parts(scalings))]
     for number, (size, group) in enumerate(groups.items()):
         hidden, layers = _size(size)
@@ -152,8 +154,9 @@ def write_page(planned: list[Job], settings: SweepSettings) -> list[Path]:
         chart = over_epochs(group, "test/auc")
         last = step_axis(max(chart.steps, default=1))
         written.append(write(out / f"auc-{size}.svg", svg_file(chart, last, "epoch")))
-    if scalings[0].points:
-        written.append(write(out / "size.svg", scaling_svg(scalings[0])))
+    for metric, scaling in zip(SCALED, scalings, strict=True):
+        if scaling.points:
+            written.append(write(out / f"size-{metric}.svg", scaling_svg(scaling)))
     return written
 
 

@@ -152,7 +152,8 @@ def test_a_sweep_trains_writes_and_goes_on(tmp_path: Path) -> None:
     )
     try:
         written = run(settings)
-        assert [path.name for path in written] == ["sweep.html", "auc-8x1.svg", "auc-16x1.svg", "size.svg"]
+        pictures = ["auc-8x1.svg", "auc-16x1.svg", "size-auc.svg", "size-log_loss.svg"]
+        assert [path.name for path in written] == ["sweep.html", *pictures]
         first = {path: path.read_text() for path in written}
         assert "FT&amp;SF" in first[written[0]]
         assert {path: path.read_text() for path in run(settings)} == first

@@ -34,8 +34,8 @@ class World:
         video_texts, comment_texts: (n + 1, w) float32, row 0 zeros.
         lists: comments of each video, most liked first; own: the video of each comment.
         likes: (M + 1,).
-        users: for each stored user the liked videos, the visits [(video, comments)] and all videos ever liked or visited,
-            as rows.
+        users: for each stored user the liked videos, the visits [(video, comments)] and all videos ever liked or
+            visited, as rows.
     """
 
     def __init__(
