@@ -54,6 +54,7 @@ class Model:
 
 MODELS = {
     "sasrec": Model("sasrec", "softmax", ("ours", "rectools", "replay", "recbole")),
+    "sasrec_windows": Model("sasrec", "softmax", ("ours",)),
     "sasrec_bce": Model("sasrec", "bce", ("ours", "rectools", "replay", "rechub")),
     "gsasrec": Model("sasrec", "gbce", ("ours", "rectools"), negatives=256),
     "bert4rec": Model("bert4rec", "softmax", ("ours", "rectools", "replay", "recbole")),
@@ -61,6 +62,7 @@ MODELS = {
 
 OURS = {
     "sasrec": "",
+    "sasrec_windows": "--windows True",
     "sasrec_bce": "",
     "gsasrec": "--gbce_t 0.75 --share_negatives sequence",
     "bert4rec": "",
