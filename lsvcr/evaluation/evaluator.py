@@ -25,7 +25,7 @@ from lsvcr.schema import Task
 from lsvcr.utils.distributed import gather_rows, rank, world_size
 from lsvcr.utils.errors import UserError
 
-BLOCK = 64
+BLOCK = 128
 """Rows whose user vectors are computed together."""
 
 CPU_CHUNK, GPU_CHUNK = 1 << 12, 1 << 16
