@@ -304,7 +304,7 @@ def main() -> None:
 
 
 def overall(figures: dict[str, float], worlds: Sequence[str]) -> dict[str, float]:
-    """The worst of all worlds; the speed-up is that of our fastest way which needs no more memory than the reference."""
+    """The worst of all worlds; the speed-up is our fastest way's that needs no more memory than the reference."""
 
     def speedup(world: str) -> float:
         most = figures[f"{world}_reference_rss_gb"]
