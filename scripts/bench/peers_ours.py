@@ -14,6 +14,7 @@ from lsvcr.evaluation.lists import best
 from lsvcr.schema import Split
 from lsvcr.training.baseline_setup import TrainedSetup, set_up
 from lsvcr.training.rank import Trainer, start_accelerator
+from lsvcr.training.rank_evaluate import RankJudge
 from lsvcr.training.rank_state import Progress, RunFolder
 from lsvcr.utils.arguments import parse_settings
 from lsvcr.utils.logging import Progress as Bar
@@ -56,7 +57,7 @@ def main() -> None:
     accelerator = start_accelerator()
     setup = set_up(job.model, settings)
     assert isinstance(setup, TrainedSetup)
-    trainer = TimedTrainer(accelerator, setup, RunFolder(setup, 1, "no"))
+    trainer = TimedTrainer(accelerator, setup, RunFolder(setup, 1, "no"), RankJudge(setup))
     trainer.train(None)
     write_result(job, "lsvcr", trainer.clock, answer_s=seconds_of(lambda: first_ten(setup)))
 

@@ -189,10 +189,7 @@ class View:
         vector = model.start.astype(np.float64)
         liked = [self._step(task, raw) for raw in history if self._video(raw) is not None]
         visits: list[tuple[Any, list[np.ndarray]]] = []
-        for raw in said:
-            comment = self.comments.get(raw) or self.base_comments.get(raw)
-            if comment is None:
-                continue
+        for comment in self._known(said):
             if not visits or visits[-1][0] != comment.video:
                 visits.append((comment.video, []))
             visits[-1][1].append(comment.shown[task])
@@ -203,6 +200,14 @@ class View:
         if watched is not None:
             vector = vector + self.videos[watched].watched[task] @ model.encoder[2]
         return unit(vector[None])[0]
+
+    def visited(self, said: list[Any]) -> set[Any]:
+        """Videos of these comments."""
+        return {comment.video for comment in self._known(said)}
+
+    def _known(self, said: list[Any]) -> list[Thing]:
+        found = [self.comments.get(raw) or self.base_comments.get(raw) for raw in said]
+        return [comment for comment in found if comment is not None]
 
     def _video(self, raw: Any) -> Thing | None:
         return self.videos.get(raw) or self.base_videos.get(raw)
