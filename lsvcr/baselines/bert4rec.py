@@ -42,11 +42,11 @@ class Bert4RecSettings(TransformerSettings):
     num_train_epochs: int = option(500, "at most this many epochs; patience ends most runs before")
     heads: int = option(2, "attention heads")
     inner: int = option(256, "inner width of the feed-forward layers")
-    norm: NormPlace = option("last", "LayerNorm before each sub-layer, or after it")
+    norm: NormPlace = option("first", "LayerNorm before each sub-layer, or after it")
     activation: Activation = option("gelu", "of the feed-forward layers")
     mask_probability: float = option(0.2, "chance of each video of a sequence to be hidden")
     last_only: float = option(
-        0.5, "share of sequences of which the latest video alone is hidden, as it is when recommending"
+        0.0, "share of sequences of which the latest video alone is hidden, as it is when recommending"
     )
 
 

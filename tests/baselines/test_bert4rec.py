@@ -319,10 +319,10 @@ def learned(ring: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         data_path=str(ring),
         output_dir=str(out),
         report_to="none",
-        learning_rate=0.01,
-        num_train_epochs=60,
+        learning_rate=0.003,
+        num_train_epochs=120,
         evaluation_strategy="steps",
-        eval_steps=60,
+        eval_steps=120,
         per_device_train_batch_size=32,
         **{**SMALL, "max_his": 8, "hidden": 32, "inner": 64},
     )
