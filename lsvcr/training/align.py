@@ -29,9 +29,9 @@ from lsvcr.training.align_eval import SELECTION
 from lsvcr.training.align_keep import checkpoint_bytes, interrupted, warn_if_tight
 from lsvcr.training.align_state import FREE_SETTINGS, KIND, trainable, versions, write_checkpoint
 from lsvcr.training.align_window import Window
-from lsvcr.training.engine import process_group, read_config, set_learning_rate, start_engine
-from lsvcr.training.engine_loop import EngineLoop
-from lsvcr.training.engine_parts import keep_whole, numel
+from lsvcr.training.engine import process_group, read_config, set_learning_rate
+from lsvcr.training.engine_loop import EngineLoop, open_engine
+from lsvcr.training.engine_parts import numel
 from lsvcr.training.head_start import head_start
 from lsvcr.training.wide import wide_batches
 from lsvcr.utils.distributed import broadcast_object, is_main, rank, world_size
@@ -66,17 +66,8 @@ def align(settings: AlignSettings) -> Path:
         parts = build(settings, dataset, config)
         if not settings.dry_run and not _is_interrupted(settings):
             head_start(parts.model.heads.to(device), dataset, settings)
-        engine = start_engine(
-            parts.model,
-            parameter_groups(parts.model, settings),
-            config,
-            weight_decay=settings.weight_decay,
-            micro_batch=settings.per_device_train_batch_size,
-            accumulation=settings.gradient_accumulation_steps,
-            max_grad_norm=settings.max_grad_norm,
-            patience=settings.ddp_timeout,
-        )
-        keep_whole(engine, parts.model.heads)
+        groups = parameter_groups(parts.model, settings)
+        engine = open_engine(parts.model, groups, config, parts.model.heads, settings)
         trainer = AlignTrainer(settings, dataset, parts, engine, device)
         return trainer.rehearse() if settings.dry_run else trainer.run()
 

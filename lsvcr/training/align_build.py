@@ -24,6 +24,7 @@ from lsvcr.models.sr import SRModel
 from lsvcr.schema import Split, Task
 from lsvcr.settings import AlignSettings
 from lsvcr.training.align_eval import AlignEvaluator
+from lsvcr.training.engine_loop import Plan
 from lsvcr.training.engine_parts import ONE_BATCH, is_cut, loading_in_parts, whole_while_used
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.logging import get_logger
@@ -55,20 +56,12 @@ class AlignParts:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a run is cut into steps."""
+class AlignPlan(Plan):
+    """How a run of stage one is cut."""
 
-    samples: int
-    global_batch: int
-    """Samples of an optimiser step: batch x accumulation x processes."""
     accumulation: int
     contrast_steps: int
     """Micro-steps whose samples the contrastive losses compare with one another."""
-    steps: int
-    save_every: int
-    """Optimiser steps between checkpoints; 0 = only at the end."""
-    eval_every: int
-    """Optimiser steps between validations; 0 = only at the end."""
 
 
 def check_settings(settings: AlignSettings) -> None:
@@ -106,7 +99,7 @@ def check_settings(settings: AlignSettings) -> None:
         raise UserError(f"--warmup_ratio {settings.warmup_ratio}: a share, between 0 and 1")
 
 
-def make_plan(settings: AlignSettings, samples: int, world: int) -> Plan:
+def make_plan(settings: AlignSettings, samples: int, world: int) -> AlignPlan:
     """Cut `samples` training samples into optimiser steps; the last one reaches into the next epoch's order."""
     global_batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * world
     epoch = math.ceil(samples / global_batch)
@@ -114,7 +107,7 @@ def make_plan(settings: AlignSettings, samples: int, world: int) -> Plan:
     if steps <= 0:
         steps = max(1, math.ceil(settings.num_train_epochs * samples / global_batch))
     save_every = {"steps": settings.save_steps, "epoch": epoch, "no": 0}[settings.save_strategy]
-    return Plan(
+    return AlignPlan(
         samples=samples,
         global_batch=global_batch,
         accumulation=settings.gradient_accumulation_steps,

@@ -6,8 +6,9 @@ What a step is and what a checkpoint holds say those who derive from it: stage o
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,8 @@ from lsvcr.schema import BEST_DIR, LAST_DIR
 from lsvcr.training.align_keep import forget, full_disk_told, interrupted, keep_step, newest_good
 from lsvcr.training.align_state import check_same_run, gather_state, read_trainer, restore_state, run_lock
 from lsvcr.training.align_window import Window
-from lsvcr.training.engine_parts import whole
+from lsvcr.training.engine import start_engine
+from lsvcr.training.engine_parts import keep_whole, whole
 from lsvcr.training.schedule import Kind, learning_rate_factor
 from lsvcr.utils.distributed import barrier, broadcast_object, from_main, is_main
 from lsvcr.utils.logging import MetricsWriter, duration, get_logger, progress
@@ -27,33 +29,20 @@ TIMED_STEPS = 20
 """Steps after which a run tells when it will end."""
 
 
-class LoopPlan(Protocol):
+@dataclass(frozen=True)
+class Plan:
     """How a run is cut into steps."""
 
-    @property
-    def samples(self) -> int:
-        """Training samples of an epoch."""
-        ...
-
-    @property
-    def global_batch(self) -> int:
-        """Samples of an optimiser step: batch x accumulation x processes."""
-        ...
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the run."""
-        ...
-
-    @property
-    def save_every(self) -> int:
-        """Optimiser steps between checkpoints; 0 = only at the end."""
-        ...
-
-    @property
-    def eval_every(self) -> int:
-        """Optimiser steps between validations; 0 = only at the end."""
-        ...
+    samples: int
+    """Training samples of an epoch."""
+    global_batch: int
+    """Samples of an optimiser step: batch x accumulation x processes."""
+    steps: int
+    """Optimiser steps of the run."""
+    save_every: int
+    """Optimiser steps between checkpoints; 0 = only at the end."""
+    eval_every: int
+    """Optimiser steps between validations; 0 = only at the end."""
 
 
 class LoopSettings(Protocol):
@@ -68,6 +57,38 @@ class LoopSettings(Protocol):
     load_best_model_at_end: bool
     save_total_limit: int
     resume: bool
+
+
+class EngineSettings(Protocol):
+    """The settings that the engine is made with."""
+
+    weight_decay: float
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    max_grad_norm: float
+    ddp_timeout: int
+
+
+def open_engine(
+    model: nn.Module,
+    groups: Iterable[dict[str, Any]],
+    config: dict[str, Any],
+    heads: nn.Module,
+    settings: EngineSettings,
+) -> Any:
+    """DeepSpeed's engine around a model, see `start_engine`; `heads`, a part of it, is never cut among processes."""
+    engine = start_engine(
+        model,
+        groups,
+        config,
+        weight_decay=settings.weight_decay,
+        micro_batch=settings.per_device_train_batch_size,
+        accumulation=settings.gradient_accumulation_steps,
+        max_grad_norm=settings.max_grad_norm,
+        patience=settings.ddp_timeout,
+    )
+    keep_whole(engine, heads)
+    return engine
 
 
 class EngineLoop(ABC):
@@ -91,7 +112,7 @@ class EngineLoop(ABC):
     """Validations without a better figure after which a run ends."""
 
     def __init__(
-        self, settings: LoopSettings, plan: LoopPlan, engine: Any, device: torch.device, data_hash: str
+        self, settings: LoopSettings, plan: Plan, engine: Any, device: torch.device, data_hash: str
     ) -> None:
         self._loop, self._cut, self._data_hash = settings, plan, data_hash
         self._engine, self._device = engine, device

@@ -7,7 +7,6 @@ had not stopped.
 import dataclasses
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,9 +25,9 @@ from lsvcr.settings import HllmSettings
 from lsvcr.training.align_keep import warn_if_tight
 from lsvcr.training.align_state import MASTER, trainable, versions, write_folder
 from lsvcr.training.align_window import Window
-from lsvcr.training.engine import process_group, read_config, set_learning_rate, start_engine
-from lsvcr.training.engine_loop import EngineLoop
-from lsvcr.training.engine_parts import is_cut, keep_whole, numel
+from lsvcr.training.engine import process_group, read_config, set_learning_rate
+from lsvcr.training.engine_loop import EngineLoop, Plan, open_engine
+from lsvcr.training.engine_parts import is_cut, numel
 from lsvcr.training.hllm_setup import (
     CutScorer,
     HllmSetup,
@@ -63,17 +62,6 @@ negatives."""
 _DROPOUT_STREAM = 53
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a run is cut into steps, see `engine_loop.LoopPlan`."""
-
-    samples: int
-    global_batch: int
-    steps: int
-    save_every: int
-    eval_every: int
-
-
 def hllm(settings: HllmSettings) -> dict[str, Any]:
     """Train, keep the best checkpoint, test it once; an interrupted run goes on where it was.
 
@@ -91,17 +79,8 @@ def hllm(settings: HllmSettings) -> dict[str, Any]:
     config = read_config(settings.deepspeed, bf16=bf16)
     with process_group(settings.ddp_timeout) as device:
         setup = build(settings, open_dataset(settings.data_path), config)
-        engine = start_engine(
-            setup.model,
-            parameter_groups(setup.model, settings),
-            config,
-            weight_decay=settings.weight_decay,
-            micro_batch=settings.per_device_train_batch_size,
-            accumulation=settings.gradient_accumulation_steps,
-            max_grad_norm=settings.max_grad_norm,
-            patience=settings.ddp_timeout,
-        )
-        keep_whole(engine, setup.model.heads)
+        groups = parameter_groups(setup.model, settings)
+        engine = open_engine(setup.model, groups, config, setup.model.heads, settings)
         trainer = HllmTrainer(setup, engine, device, cut=is_cut(config))
         trainer.run()
         report = trainer.test()

@@ -9,7 +9,7 @@ import torch
 
 from lsvcr.data.align import AlignCollator, TrainingStream
 from lsvcr.settings import AlignSettings
-from lsvcr.training.align_build import AlignParts, Plan
+from lsvcr.training.align_build import AlignParts, AlignPlan
 from lsvcr.training.align_memory import stage_one_memory
 from lsvcr.utils.distributed import is_main, world_size
 from lsvcr.utils.logging import duration
@@ -30,7 +30,7 @@ class Measured:
     tokens_per_second: float
 
 
-def tell(settings: AlignSettings, parts: AlignParts, plan: Plan, measured: Measured) -> None:
+def tell(settings: AlignSettings, parts: AlignParts, plan: AlignPlan, measured: Measured) -> None:
     """Print the rehearsal of a run on stdout, from the first process."""
     if not is_main():
         return
