@@ -61,7 +61,7 @@ class HllmLightSettings(TransformerSettings):
         "auto", "scale of the learned time differences; auto = sqrt, or none where the dataset has no times"
     )
     time_bucket_count: int = option(2048, "buckets of them; sqrt reaches 8 years with 2048")
-    temperature: float = option(0.2, "that the learned temperature starts at; HLLM's published code has 0.05")
+    temperature: float = option(0.2, "that the learned temperature starts at; HLLM's published code has 0.07")
     logq: bool = option(
         False, "take off a negative's score the log of how often it is expected among the negatives"
     )

@@ -13,7 +13,7 @@ from lsvcr.losses.scores import softmax_of_scores
 from lsvcr.nn.similarity import unit
 from lsvcr.schema import PAD
 
-START_TEMPERATURE = 0.05
+START_TEMPERATURE = 0.07
 """Where HLLM's published code starts the learned temperature."""
 
 LARGEST_SCALE = 100.0

@@ -121,7 +121,7 @@ def test_the_loss_is_that_of_the_plain_way(
     with torch.no_grad():
         expected = plain_loss(model, batch)
     assert float(found["loss"].detach()) == pytest.approx(float(expected), rel=1e-4)
-    assert float(found["scale"]) == pytest.approx(20.0)
+    assert float(found["scale"]) == pytest.approx(1 / 0.07)
     assert 0 < float(found["negatives"]) <= max(negatives, len(batch.keys) - 1)
 
 
