@@ -21,6 +21,7 @@ from lsvcr.baselines.hllm_light import HllmLight, HllmLightSettings, build, inpu
 from lsvcr.data.rank import RankData
 from lsvcr.data.rank_sequences import SequenceBatch
 from lsvcr.data.store import open_dataset
+from lsvcr.losses.nce import START_TEMPERATURE
 from lsvcr.models import checkpoint
 from lsvcr.schema import EMBEDDINGS_MANIFEST_FILE, ITEM_EMBEDDINGS_FILE, Split, Task
 from lsvcr.settings import EmbedSettings
@@ -97,7 +98,9 @@ def plain_loss(
                 continue
             own = seen if made.mask_history else {target}
             scores = [
-                20 * cosine(found[row, place], made.represent(torch.tensor([key]))[0].detach())
+                1
+                / START_TEMPERATURE
+                * cosine(found[row, place], made.represent(torch.tensor([key]))[0].detach())
                 - (math.log(counts[key]) if counts and key != target else 0)
                 for key in [target, *(key for key in keys if key not in own)]
             ]
@@ -111,7 +114,7 @@ def test_other_rows_targets_are_the_negatives_and_own_items_never() -> None:
     found = made.training_loss(batch())
     assert found["loss"].item() == pytest.approx(plain_loss(made, batch(), [2, 3, 4, 6]), rel=1e-5)
     assert found["loss"].item() == pytest.approx(plain_loss(made, batch(), [3, 4, 6]), rel=1e-5)
-    assert found["temperature"].item() == pytest.approx(0.05)
+    assert found["temperature"].item() == pytest.approx(START_TEMPERATURE)
 
 
 def test_sampled_negatives_are_shared_and_filtered() -> None:
