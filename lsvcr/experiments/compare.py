@@ -2,28 +2,26 @@
 
 import fcntl
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lsvcr.data.store import Dataset, open_dataset
+from lsvcr.data.store import open_dataset
 from lsvcr.evaluation.metrics import DEFAULT_METRICS, parse_metric
-from lsvcr.experiments.compare_figures import Row, columns, report_of
-from lsvcr.experiments.compare_job import Job, JobFailed, perform
-from lsvcr.experiments.compare_models import check_samples, choose, models_of
+from lsvcr.experiments.compare_figures import columns, report_of
+from lsvcr.experiments.compare_models import check_samples, choose
 from lsvcr.experiments.compare_page import comparison_page
-from lsvcr.experiments.compare_recipe import Recipe, job, recipe
-from lsvcr.experiments.compare_search import trials
+from lsvcr.experiments.compare_recipe import recipe
 from lsvcr.experiments.compare_speed import answer_times
 from lsvcr.experiments.compare_text import markdown
-from lsvcr.schema import Split, Task
+from lsvcr.experiments.compare_train import Trainer
+from lsvcr.schema import Task
 from lsvcr.settings import CompareSettings
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_file, write_json
-from lsvcr.utils.logging import duration, get_logger
+from lsvcr.utils.logging import get_logger
 
 REPORT_FILE = "compare.json"
 MARKDOWN_FILE, PAGE_FILE = "compare.md", "compare.html"
@@ -55,7 +53,7 @@ def compare(settings: CompareSettings) -> dict[str, Any]:
             f"{len(chosen)} models: {', '.join(member.name for member in chosen)}; logs in {out / 'logs'}"
         )
         try:
-            rows = [settle(own, dataset, settings) for own in recipes]
+            rows = Trainer(dataset, settings).rows(recipes)
         except KeyboardInterrupt:
             logger.info("stopped; the same command goes on from here")
             raise
@@ -88,7 +86,8 @@ def check_settings(settings: CompareSettings) -> None:
         raise UserError(
             "`lsvcr compare` starts its own processes, one after the other: start it without a launcher"
         )
-    for flag, least in (("seeds", 1), ("trials", 1), ("epochs", 0), ("seed", 0), ("max_rows", 0)):
+    least_values = (("seeds", 1), ("trials", 1), ("jobs", 1), ("epochs", 0), ("seed", 0), ("max_rows", 0))
+    for flag, least in least_values:
         if getattr(settings, flag) < least:
             raise UserError(f"--{flag} {getattr(settings, flag)} must be {least} or more")
     parse_metric(settings.metric)
@@ -96,75 +95,6 @@ def check_settings(settings: CompareSettings) -> None:
         if name not in DEFAULT_METRICS:
             parse_metric(name)
             raise UserError(f"--metrics {name}: tests keep {', '.join(DEFAULT_METRICS)}; take some of them")
-
-
-def settle(own: Recipe, dataset: Dataset, settings: CompareSettings) -> Row:
-    """Search a row's settings and train it with every seed; a model that fails becomes a row that says why."""
-    row = Row(own)
-    member = own.member
-    tell = _teller(member.name)
-    try:
-        chosen = _search(row, dataset, settings, tell)
-        seeds = models_of(member, settings)
-        jobs = [job(own, chosen, dataset, settings, place) for place in range(seeds)]
-        for place, each in enumerate(jobs):
-            _perform(
-                each, f"{member.name}, seed {settings.seed + place}" if member.seeded else member.name, tell
-            )
-    except (JobFailed, UserError) as failed:
-        row.why = str(failed)
-        logger.warning(
-            f"{member.name} failed: {row.why} (see {Path(settings.out) / 'logs'}); the others go on"
-        )
-    else:
-        row.jobs, row.chosen = jobs, chosen
-    return row
-
-
-def _search(
-    row: Row, dataset: Dataset, settings: CompareSettings, tell: Callable[[str], None]
-) -> Mapping[str, Any]:
-    """The best settings on validation, with the first seed; every trial is noted in the row."""
-    tried = trials(row.recipe, settings.trials if row.recipe.search else 1, settings.seed)
-    if len(tried) == 1:
-        return tried[0]
-    for number, values in enumerate(tried, start=1):
-        each = job(row.recipe, values, dataset, settings)
-        shown = ", ".join(f"{name} {value}" for name, value in values.items())
-        note: dict[str, Any] = {"settings": values, "value": None, "why": "", "folder": str(each.folder)}
-        row.trials.append(note)
-        try:
-            label = f"{row.member.name}, trial {number} of {len(tried)}"
-            _perform(each, label, tell, shown)
-        except JobFailed as failed:
-            note["why"] = str(failed)
-            logger.warning(f"{row.member.name}, trial {number} failed: {failed}")
-            continue
-        note["value"] = each.validation().mean(settings.metric)
-    found = [note for note in row.trials if note["value"] is not None]
-    if not found:
-        raise JobFailed(f"all {len(tried)} trials failed, the last one so: {row.trials[-1]['why']}")
-    best: Mapping[str, Any] = max(found, key=lambda note: note["value"])["settings"]
-    return best
-
-
-def _perform(each: Job, label: str, tell: Callable[[str], None], details: str = "") -> None:
-    """Train a model unless that is done, and say what came of it."""
-    if each.finished:
-        time_taken = "done before"
-    else:
-        doing = "going on" if each.run.is_dir() else each.doing
-        logger.info(f"{label}: {doing}{details and f', {details}'}")
-        started = time.monotonic()
-        perform(each, tell)
-        time_taken = f"in {duration(time.monotonic() - started)}"
-    found = each.validation()
-    rows = found.fingerprint.split.replace(Split.VAL.value, "validation", 1)  # says so where they are not all
-    logger.info(f"{label}: {rows} {each.metric} {found.mean(each.metric):.4f}, {time_taken}")
-
-
-def _teller(name: str) -> Callable[[str], None]:
-    return lambda line: logger.info(f"  {name}: {line}")
 
 
 @contextmanager

@@ -39,6 +39,7 @@ _LONGEST_REASON = 400
 _STAMP = re.compile(r"\d\d:\d\d:\d\d ")
 _GIVE_UP_SECONDS = 20.0
 """What a process that is told to stop may take."""
+_running: "set[subprocess.Popen[bytes]]" = set()
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,13 @@ class JobFailed(Exception):
     """A model that could not be trained, in a sentence for the table."""
 
 
-def perform(job: Job, tell: Callable[[str], None]) -> None:
+def perform(job: Job, tell: Callable[[str], None], threads: int = 0) -> None:
     """Train a model in a process of its own, unless that is done; an interrupted one goes on.
 
     Args:
         job: the model.
         tell: gets the last thing it logged from time to time.
+        threads: of its process, unless OMP_NUM_THREADS says; 0 = what the libraries choose.
 
     Raises:
         JobFailed: it ended without figures.
@@ -136,12 +138,12 @@ def perform(job: Job, tell: Callable[[str], None]) -> None:
     if job.finished:
         return
     write_json(job.folder / JOB_FILE, asdict(job))
-    run_worker([str(job.folder / JOB_FILE)], job.log, tell)
+    run_worker([str(job.folder / JOB_FILE)], job.log, tell, threads)
     if not job.finished:
         raise JobFailed("its process ended well, but left no figures")
 
 
-def run_worker(words: list[str], log: Path, tell: Callable[[str], None]) -> None:
+def run_worker(words: list[str], log: Path, tell: Callable[[str], None], threads: int = 0) -> None:
     """Start the worker on `words` and wait; what it says goes to the end of `log`.
 
     The worker ends when this process does, however that happens: it watches its standard input.
@@ -152,6 +154,7 @@ def run_worker(words: list[str], log: Path, tell: Callable[[str], None]) -> None
     log.parent.mkdir(parents=True, exist_ok=True)
     here = str(Path(lsvcr.__file__).resolve().parents[1])
     paths = pathsep.join(filter(None, [here, environ.get("PYTHONPATH", "")]))
+    share = {"OMP_NUM_THREADS": str(threads)} if threads else {}
     with log.open("ab") as stream:
         start = stream.tell()
         process = subprocess.Popen(
@@ -159,11 +162,13 @@ def run_worker(words: list[str], log: Path, tell: Callable[[str], None]) -> None
             stdin=subprocess.PIPE,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env={**environ, "PYTHONPATH": paths},
+            env={**share, **environ, "PYTHONPATH": paths},
         )
+    _running.add(process)
     try:
         _wait(process, log, start, tell)
     finally:
+        _running.discard(process)
         assert process.stdin is not None
         process.stdin.close()
         try:
@@ -173,6 +178,12 @@ def run_worker(words: list[str], log: Path, tell: Callable[[str], None]) -> None
             process.wait()
     if process.returncode:
         raise JobFailed(_why(process.returncode, _lines(log, start)))
+
+
+def end_workers() -> None:
+    """End the processes that other threads of this command wait for."""
+    for process in list(_running):
+        process.terminate()
 
 
 def _wait(process: "subprocess.Popen[bytes]", log: Path, start: int, tell: Callable[[str], None]) -> None:

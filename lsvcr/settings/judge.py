@@ -85,6 +85,7 @@ class CompareSettings:
     trials: int = option(
         1, "settings that each model may try on validation (search: in its YAML file); 1 = no search"
     )
+    jobs: int = option(1, "models that train at the same time, each with its share of the cores")
     epochs: int = option(0, "at most this many epochs for every model; 0 = as many as its settings say")
     aligned: str = option(
         "", "stage-one run for the rows of LSVCR; several with commas between them: one a seed, in turn"

@@ -97,7 +97,7 @@ class InProcess:
     def __init__(self) -> None:
         self.jobs: list[str] = []
 
-    def __call__(self, words: list[str], log: Path, tell: Callable[[str], None]) -> None:
+    def __call__(self, words: list[str], log: Path, tell: Callable[[str], None], threads: int = 0) -> None:
         """As `compare_job.run_worker`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         self.jobs.append(words[0] if words[0] == "--speed" else Path(words[0]).parts[-3])

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 
 from lsvcr import cli
 from lsvcr.experiments.compare import compare
-from lsvcr.experiments.compare_job import JobFailed, run_worker
+from lsvcr.experiments.compare_job import Job, JobFailed, run_worker
+from lsvcr.utils.errors import UserError
 from tests.experiments.compare_runs import (
     SASREC,
     asked,
@@ -39,9 +41,9 @@ def world(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(world: Path, models: str, out: Path) -> "subprocess.Popen[str]":
+def start(world: Path, models: str, out: Path, jobs: int = 1) -> "subprocess.Popen[str]":
     """The command, as a user types it."""
-    words = flags(asked(world, models, out=str(out)))
+    words = flags(asked(world, models, out=str(out), jobs=jobs))
     return subprocess.Popen(
         [sys.executable, "-m", "lsvcr", "compare", *words],
         stdout=subprocess.PIPE,
@@ -68,7 +70,8 @@ def steps_of(out: Path) -> list[int]:
 
 def children(process: int) -> list[int]:
     """Processes that this one has started."""
-    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    threads = Path(f"/proc/{process}/task").iterdir()
+    return [int(word) for thread in threads for word in (thread / "children").read_text().split()]
 
 
 def alive(process: int) -> bool:
@@ -97,8 +100,8 @@ def test_a_model_that_fails_is_told_in_the_table_and_by_the_code(world, tmp_path
 
 def test_what_was_stopped_goes_on_and_no_worker_stays_behind(world, tmp_path, monkeypatch):
     done = 0
-    for blow, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
-        command = start(world, "sasrec:long", tmp_path)
+    for blow, code, jobs in ((signal.SIGINT, 130, 1), (signal.SIGINT, 130, 2), (signal.SIGKILL, -9, 2)):
+        command = start(world, "sasrec:long", tmp_path, jobs)
         until(lambda before=done: len(steps_of(tmp_path)) > before, "another epoch")
         (worker,) = children(command.pid)
         command.send_signal(blow)
@@ -116,6 +119,40 @@ def test_what_was_stopped_goes_on_and_no_worker_stays_behind(world, tmp_path, mo
     assert "going on after epoch" in log.read_text()
     steps = steps_of(tmp_path)
     assert done < len(steps) == EPOCHS and steps == sorted(set(steps)) and not row["failed"]
+
+
+def test_as_many_models_train_at_once_as_are_asked_for(world, tmp_path, monkeypatch):
+    pair, lock, running, most = threading.Barrier(2, timeout=SECONDS), threading.Lock(), set(), []
+
+    def meet(job: Job, tell, threads: int) -> None:
+        with lock:
+            running.add(job.key)
+            most.append((len(running), threads))
+        pair.wait()  # for ever, if one came alone
+        with lock:
+            running.discard(job.key)
+        pair.wait()
+        raise JobFailed("met another")
+
+    monkeypatch.setattr("lsvcr.experiments.compare_train.perform", meet)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    rows = "sasrec,lsvcr-id"
+    with pytest.raises(
+        UserError, match="no model could be trained: sasrec: met another; lsvcr-id: met another"
+    ):
+        compare(asked(world, rows, out=str(tmp_path), seeds=3, jobs=2))
+    assert max(count for count, _ in most) == 2 and len(most) == 6
+    assert {threads for _, threads in most} == {3}
+
+
+def test_what_a_model_is_does_not_depend_on_how_many_train_beside_it(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = [
+        compare(asked(world, "popularity,sasrec,item_knn", out=str(tmp_path / str(jobs)), jobs=jobs))["rows"]
+        for jobs in (1, 3)
+    ]
+    one, three = ([(row["name"], row["metrics"]["ndcg@10"]["by_seed"]) for row in rows] for rows in found)
+    assert one == three
 
 
 def test_a_killed_worker_is_a_failure_that_names_the_signal(tmp_path, monkeypatch):
