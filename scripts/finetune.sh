@@ -19,6 +19,7 @@ arguments; variables of the environment are not read.
                    made first where the dataset has none)
   BASE_MODEL_PATH  with PRETRAIN_CKPT=none: the LLM that makes them (smollm2-135m)
   ACCELERATE       configuration of accelerate (config/accelerate_config.yaml; _ddp.yaml for several processes)
+  MIXED_PRECISION  no, bf16 or fp16, if other than that file says; bf16 is faster on processors that know it
   NUM_GPUS         processes, if other than the configuration says
   MASTER_PORT      port of several processes (a free one)
   LR  SEED  EPOCHS  WARMUP  WEIGHT_DECAY  SCHEDULER_TYPE
@@ -41,8 +42,8 @@ TEXT
 }
 
 KEYS=(
-    TASK PRETRAIN_CKPT DATASET_PATH OUTPUT_DIR RUN_NAME PEMB CEMB BASE_MODEL_PATH ACCELERATE NUM_GPUS MASTER_PORT
-    LR SEED EPOCHS WARMUP WEIGHT_DECAY SCHEDULER_TYPE DEV_BATCH_SIZE GRAD_ACCUMULATION_STEPS
+    TASK PRETRAIN_CKPT DATASET_PATH OUTPUT_DIR RUN_NAME PEMB CEMB BASE_MODEL_PATH ACCELERATE MIXED_PRECISION NUM_GPUS
+    MASTER_PORT LR SEED EPOCHS WARMUP WEIGHT_DECAY SCHEDULER_TYPE DEV_BATCH_SIZE GRAD_ACCUMULATION_STEPS
     GRAD_ACCUMULARION_STEPS NUM_WORKERS EVAL_STEPS EVAL_STEPs HIS_LEN TEST_CAND_NUM NEG W DRY_RUN
 )
 
@@ -110,6 +111,11 @@ choose_launch() {
         [[ "$NUM_GPUS" =~ ^[1-9][0-9]*$ ]] || fail "NUM_GPUS wants a whole number from 1, not '$NUM_GPUS'"
         LAUNCH+=(--num_processes "$NUM_GPUS")
     fi
+    case "$MIXED_PRECISION" in
+        "") ;;
+        no | bf16 | fp16) LAUNCH+=(--mixed_precision "$MIXED_PRECISION") ;;
+        *) fail "MIXED_PRECISION=$MIXED_PRECISION: choose no, bf16 or fp16" ;;
+    esac
     PROCESSES="${NUM_GPUS:-$(sed -n 's/^num_processes: *\([0-9][0-9]*\).*/\1/p' "$file")}"
     check_port "$MASTER_PORT"
     LAUNCH+=(--main_process_port "${MASTER_PORT:-$(free_port)}")

@@ -9,6 +9,13 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 _LEVELS = 1 << 16
+_BITS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+}
+"""Whole numbers as wide as the floats."""
 
 
 class Dropout(nn.Dropout):
@@ -52,11 +59,16 @@ class _Drop(torch.autograd.Function):
 
 
 def _factors(mask: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """`scale` where the mask is true, else 0. numpy turns bytes into floats twice as fast as torch."""
-    exact = torch.empty(mask.shape, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    factors = exact.numpy()
-    np.multiply(mask.numpy().view(np.uint8), factors.dtype.type(scale), out=factors)
-    return exact.to(dtype)
+    """`scale` where the mask is true, else 0, made as the bits of the number times 0 or 1.
+
+    numpy widens bytes to whole numbers and multiplies those faster than torch makes floats of them.
+    """
+    whole = torch.empty(mask.shape, dtype=_BITS[dtype])
+    numbers = whole.numpy()
+    np.copyto(numbers, mask.numpy())
+    bits = torch.tensor(scale, dtype=dtype).view(whole.dtype).item()
+    np.multiply(numbers, numbers.dtype.type(bits), out=numbers)
+    return whole.view(dtype)
 
 
 def keep_mask(shape: torch.Size, p: float) -> Tensor:

@@ -8,7 +8,9 @@ whole catalogue; 10,000 and 100,000 videos drawn evenly, so that a step meets as
 reference implementation does: each occurrence of a text is gathered and projected on its own, and the contrast's
 negatives come from an N x N matrix of noise for the N = 25,600 entries of the video histories. (That contrast is
 another estimate of the same expectation: losses are compared without it.) Steps are taken in turns; memory is that of
-a process each. `--million` adds one million videos, with the whole softmax and with 1,000 drawn negatives.
+a process each. Between steps of the reference, which take gigabytes, ours is slower than in training: `alone` is a
+process that takes steps of ours only, in float32 and, where the processor has instructions for it, in bfloat16 mixed
+precision (`MIXED_PRECISION=bf16` of scripts/finetune.sh), in turns. `--million` adds one million videos, with the whole softmax and with 1,000 drawn negatives.
 """
 
 import time
@@ -32,6 +34,7 @@ from lsvcr.schema import PAD, Split, Task
 from lsvcr.settings import RankSettings
 from lsvcr.training.rank_setup import Setup, set_up
 from lsvcr.utils.logging import quiet_third_party
+from lsvcr.utils.precision import wants_bf16
 
 BATCH = 512
 LENGTH = 50
@@ -45,6 +48,14 @@ videos: {files: videos.parquet, id: video, title: title}
 likes: {files: likes.parquet, user: user, video: video, time: time, unit: milliseconds}
 comments: {files: comments.parquet, id: comment, text: text, video: video, likes: likes}
 comment_likes: {files: comment_likes.parquet, user: user, comment: comment, time: time, unit: milliseconds}
+"""
+
+ALONE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import rank
+from pathlib import Path
+rank.steps_alone(Path(sys.argv[2]), int(sys.argv[3]))
 """
 
 MEMORY = """
@@ -188,10 +199,10 @@ class Batches:
 
 
 class Step:
-    """Takes training steps of one model and notes where the time goes."""
+    """Takes training steps of one model and notes where the time goes; `half`: in bfloat16 mixed precision."""
 
-    def __init__(self, model: RankModel) -> None:
-        self.model = model
+    def __init__(self, model: RankModel, half: bool = False) -> None:
+        self.model, self.half = model, half
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-5, fused=True)
         self.sections: dict[str, list[float]] = {}
 
@@ -200,7 +211,7 @@ class Step:
         start = time.perf_counter()
         with self._section("data"):
             batch = batches[number]
-        with self._section("forward"):
+        with self._section("forward"), torch.autocast("cpu", torch.bfloat16, enabled=self.half):
             loss = self.model.training_loss(batch)["loss"]
         with self._section("backward"):
             loss.backward()
@@ -291,6 +302,27 @@ def peak_flops(width: int = 2048) -> float:
     return 2 * width**3 / middle(times[1:])
 
 
+def alone_figures(name: str, data: Path, steps: int) -> dict[str, float]:
+    """Samples a second of a process that takes steps of ours only."""
+    words = ["-c", ALONE, str(Path(__file__).parent), str(data), str(steps)]
+    found = dict(line.split() for line in run_child(words).stdout.splitlines())
+    return {f"rec_{name}_alone_{who}_samples_per_s": float(value) for who, value in found.items()}
+
+
+def steps_alone(data: Path, steps: int) -> None:
+    """Steps of ours in each precision in turns, and a line of samples a second for each."""
+    quiet_third_party()
+    setup = setup_for(data, "Rec")
+    model, batches = setup.model.train(), Batches(setup)
+    takers = {"fp32": Step(model)} | ({"bf16": Step(model, half=True)} if wants_bf16(None) else {})
+    seconds: dict[str, list[float]] = {who: [] for who in takers}
+    for number in range(steps + 2):
+        for who, take in takers.items():
+            seconds[who].append(take(batches, number))
+    for who, values in seconds.items():
+        print(who, BATCH / middle(values[2:]))
+
+
 def commrank_figures(data: Path, steps: int) -> dict[str, float]:
     """Steps of ours on CommRank."""
     setup = setup_for(data, "CommRank")
@@ -343,6 +375,7 @@ def main() -> None:
         data = world(videos, users, options.work)
         figures[f"rec_{name}_grad_diff"] = difference(data)
         figures |= rec_figures(name, data, steps)
+        figures |= alone_figures(name, data, 3 * steps)
         figures |= evaluation_figures(data, name)
         ways = ("ours", "reference", "reference_no_contrast") if name == "10k" else ("ours",)
         figures |= {f"rec_{name}{_of(who)}_rss_gb": memory(who, data) for who in ways}

@@ -219,6 +219,7 @@ def test_a_port_in_use_is_told_before_anything_starts(scripts, script):
         ("run_lora.sh", ["demo"], ["unexpected argument 'demo'"]),
         ("finetune.sh", ["TSK=Rec"], ["unknown key TSK", "did you mean TASK?"]),
         ("finetune.sh", ["SCHEDULER_TYPE=liner"], ["--lr_scheduler_type is one of", "did you mean linear?"]),
+        ("finetune.sh", ["MIXED_PRECISION=half"], ["MIXED_PRECISION=half", "choose no, bf16 or fp16"]),
         ("finetune.sh", ["ACCELERATE=absent.yaml"], ["ACCELERATE=absent.yaml is not there"]),
         ("finetune.sh", ["--neg_comment_nmu", "3"], ["did you mean --neg_comment_num?"]),
     ],
@@ -265,6 +266,10 @@ def test_stage_two_by_its_keys(scripts):
     assert flag(command, "max_chis_len") == flag(command, "max_position") == "20"
     assert flag(command, "evaluation_strategy") == "steps"
     assert flag(command, "config_file") == str(scripts.root / "config/accelerate_config.yaml")
+    assert "--mixed_precision" not in command
+    (command,) = scripts.commands("finetune.sh", "MIXED_PRECISION=bf16")
+    assert flag(command, "mixed_precision") == "bf16"
+    assert command.index("--mixed_precision") < command.index(str(scripts.root / "finetune.py"))
 
 
 def test_each_task_has_its_own_folder_and_starts_from_stage_one(scripts):
