@@ -5,30 +5,23 @@ is; the map of the values is part of the output projection. So keys and values a
 step stand side by side, and nothing is moved between layouts. With more heads that would be more work than it saves:
 there queries, keys and values are products of their own, moved to their heads.
 
-A step that may not be seen gets a score so low that its share is nothing beside the others', but no lower: far below,
-the processor's exponential function works on denormal numbers, and softmax takes four times as long.
+What may not be seen is hidden as `lsvcr.export.hiding` has it.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
+from lsvcr.export import hiding
 from lsvcr.export.graph import Graph, array
+from lsvcr.export.hiding import HIDDEN, SHOWN, below, bias_of, reach_of_norm, real_limit, shares
 from lsvcr.nn.attention import MultiHeadAttention
 from lsvcr.nn.pooling import AdditivePooling
 
-HIDDEN = np.float32(-1e30)
-"""The score of a step that may not be seen where no bound is known; finite, because a row of such steps must stay
-finite."""
-SHOWN = np.float32(3e38)
-"""No score is higher."""
-
 _JOINED_HEADS = 2
 """Up to so many heads the joined form is the faster one (at width 64 and 50 steps)."""
-_NOTHING = 30.0
-"""A score lower by this has e^-30 = 1e-13 of the other's share, a millionth of what float32 rounds off."""
 _STEADY = 100.0
 """Condition number up to which the shift of a self-attention is solved for."""
 _SAME = 1e-6
@@ -131,17 +124,6 @@ def projected(graph: Graph, context: Context, states: States) -> str:
     return summed if np.abs(left).max() <= _SAME else graph.op("Add", summed, left)
 
 
-def shares(graph: Graph, scores: str, limit: str) -> str:
-    """Softmax over the last axis of scores that are brought down to `limit`."""
-    return graph.op("Softmax", graph.op("Min", scores, limit), axis=-1)
-
-
-def real_limit(graph: Graph, mask: str, hidden: np.float32) -> str:
-    """The limit (B, 1, L) that brings padding, by the mask (B, L), to the score `hidden`, which all others exceed."""
-    chosen = graph.op("Gather", np.array([hidden, SHOWN]), graph.integers(mask), axis=0)
-    return graph.op("Unsqueeze", chosen, np.array([1]))
-
-
 def causal_limit(graph: Graph, heads: int, length: str, longest: int, hidden: np.float32) -> str:
     """The limit that shows each of `length` (1,) steps, at most `longest`, those up to its own place.
 
@@ -160,18 +142,11 @@ def lowest(
 
     A norm makes w z + b with |z|^2 at most d. In the joined form states are read with their shift.
     """
-    own, own_bias = array(asking.weight), bias_of(asking)
-    other, other_bias = array(seen.weight), bias_of(seen)
-    key = other_bias + shift if attention.heads <= _JOINED_HEADS else other_bias
-    longest = len(own) ** 0.5
-    largest = 0.0
-    maps, biases = (np.split(part, attention.heads) for part in _score_map(attention))
-    for score, bias in zip(maps, biases, strict=True):
-        asked = score @ own_bias + bias
-        both = np.linalg.norm(other[:, None] * score * own, ord=2) * longest
-        one = np.linalg.norm(other * asked) + np.linalg.norm((key @ score) * own)
-        largest = max(largest, float((both + one) * longest + abs(asked @ key)))
-    return np.float32(-1.001 * largest - _NOTHING)  # a thousandth is more than rounding adds
+    key = reach_of_norm(seen)
+    if attention.heads <= _JOINED_HEADS:
+        key = key._replace(bias=key.bias + shift)
+    parts = (np.split(part, attention.heads) for part in _score_map(attention))
+    return hiding.lowest(zip(*parts, strict=True), reach_of_norm(asking), key)
 
 
 def lowest_of_pooling(pooling: AdditivePooling) -> np.float32:
@@ -181,14 +156,7 @@ def lowest_of_pooling(pooling: AdditivePooling) -> np.float32:
     largest = np.linalg.norm(weight * array(pooling.norm.weight)) * longest + weight @ np.abs(
         bias_of(pooling.norm)
     )
-    return np.float32(-1.001 * largest - _NOTHING)
-
-
-def bias_of(module: nn.Linear | nn.LayerNorm) -> np.ndarray:
-    """Its bias as float32."""
-    bias = module.bias
-    assert isinstance(bias, Tensor)
-    return array(bias)
+    return below(largest)
 
 
 def _score_map(attention: MultiHeadAttention) -> tuple[np.ndarray, np.ndarray]:

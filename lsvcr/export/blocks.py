@@ -4,16 +4,16 @@ A recommender asks the state of one step alone. So the last block computes that 
 and keys and values of all.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from lsvcr.export.graph import Graph, array
-from lsvcr.nn.transformer import Block
-
-HIDDEN = np.float32(-1e30)
-"""Added to the score of a step that may not be seen; finite, because a row of such steps must stay finite."""
+from lsvcr.export.hiding import Reach, lowest, reach_of_norm, shares
+from lsvcr.nn.transformer import Block, SelfAttention
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Sight:
 
     Attributes:
         shape: (2,) int64: B, L.
-        hidden: added to the attention scores (B, H, L or 1, L) of whoever asks: 0 or `HIDDEN`.
+        limit: what the attention scores (B, H, L or 1, L) of whoever asks are brought down to.
         asking: (B,) int64, the steps that ask, as rows of (B L, d); None = all do.
     """
 
     shape: str
-    hidden: str
+    limit: str
     asking: str | None = None
 
 
@@ -53,14 +53,39 @@ def linear(graph: Graph, module: nn.Linear, value: str) -> str:
     return graph.linear(value, array(module.weight), array(module.bias))
 
 
+def lowest_of_blocks(blocks: nn.ModuleList, entering: Reach) -> np.float32:
+    """A score that is nothing beside any in the attention of these `Block`s, whose input can lie in `entering`."""
+    modules: list[Any] = list(blocks)
+    found = []
+    for module in modules:
+        read = reach_of_norm(module.attention_norm) if module.norm_first else entering
+        found.append(lowest(_score_maps(module.attention), read, read))
+        entering = reach_of_norm(module.inner_norm)  # so it is where the norm comes last
+    return min(found)
+
+
+def _score_maps(attention: SelfAttention) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of each head, (d, d) and (d,) float64: see `lsvcr.export.hiding.lowest`."""
+    weights, biases = _maps(attention)
+    parts = (np.split(rows.astype(np.float64), attention.heads) for rows in (*weights[:2], biases[0]))
+    for query, key, bias in zip(*parts, strict=True):
+        yield key.T @ query, key.T @ bias
+
+
+def _maps(attention: SelfAttention) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Weights (d, d) and biases (d,) of query, key and value; a score is the product of query and key, no more."""
+    weights, biases = (np.split(array(part), 3) for part in (attention.inputs.weight, attention.inputs.bias))
+    scale = np.float32((attention.output.in_features // attention.heads) ** -0.5)
+    # The key's bias adds the same for all keys, which softmax does not see.
+    biases = [biases[0] * scale, np.zeros_like(biases[1]), biases[2]]
+    return [weights[0] * scale, *weights[1:]], biases
+
+
 def _attention(graph: Graph, module: Block, read: str, sight: Sight) -> str:
     """Self-attention with its output projection, (B L, d) -> as `block`."""
     attention = module.attention
     heads, width = attention.heads, attention.output.in_features
-    weights = np.split(array(attention.inputs.weight), 3)
-    biases = np.split(array(attention.inputs.bias), 3)
-    scale = np.float32((width // heads) ** -0.5)
-    weights[0], biases[0] = weights[0] * scale, biases[0] * scale
+    weights, biases = _maps(attention)
     if sight.asking is None:
         query, key, value = _heads(graph, read, weights, biases, sight.shape, heads)
     else:
@@ -69,8 +94,8 @@ def _attention(graph: Graph, module: Block, read: str, sight: Sight) -> str:
         query = graph.op("Reshape", asked, np.array([-1, heads, 1, width // heads]))
     # ONNX Runtime makes one operation of the transposition and the product.
     scores = graph.op("MatMul", query, graph.op("Transpose", key, perm=[0, 1, 3, 2]))
-    shares = graph.op("Softmax", graph.op("Add", scores, sight.hidden), axis=-1)
-    context = graph.op("Transpose", graph.op("MatMul", shares, value), perm=[0, 2, 1, 3])
+    seen = graph.op("MatMul", shares(graph, scores, sight.limit), value)
+    context = graph.op("Transpose", seen, perm=[0, 2, 1, 3])
     return linear(graph, attention.output, graph.op("Reshape", context, np.array([-1, width])))
 
 

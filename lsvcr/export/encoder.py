@@ -20,17 +20,15 @@ from lsvcr.export.attention import (
     States,
     answered,
     attended,
-    bias_of,
     causal_limit,
     lowest,
     lowest_of_pooling,
     others_shift,
     own_shift,
     projected,
-    real_limit,
-    shares,
 )
 from lsvcr.export.graph import Graph, array
+from lsvcr.export.hiding import bias_of, real_limit, shares
 from lsvcr.models.rank import RankModel
 from lsvcr.models.sr import SRModel
 from lsvcr.nn.attention import CausalLayer, FeedForward

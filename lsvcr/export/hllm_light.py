@@ -5,7 +5,6 @@ import torch
 from lsvcr.baselines.hllm_light import HllmLight
 from lsvcr.export.graph import array
 from lsvcr.export.sasrec import encoder_graph
-from lsvcr.schema import PAD
 from lsvcr.serving.bundle_write import Part
 from lsvcr.utils.errors import UserError
 
@@ -24,7 +23,7 @@ def part(model: HllmLight) -> Part:
         )
     entries = array(model.every())
     return Part(
-        encoder=encoder_graph(model, entries[PAD], cosine=True),
+        encoder=encoder_graph(model, entries, cosine=True),
         items=array(model.item_vectors()),
         entries=entries,
         score="cosine",

@@ -1,24 +1,20 @@
 """SASRec as a part of a bundle: its table of videos, and the user encoder as an ONNX graph.
 
 The graph computes what `SASRec.user_vectors` does, for steps that are rows of the table already. A padded step holds
-padding's row, whatever the caller left there; an empty history is one such step, as the model has it.
+padding's row; an empty history is one such step, as the model has it.
 """
-
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from lsvcr.baselines.sasrec import SASRec
 from lsvcr.baselines.sequence_model import TransformerBody
-from lsvcr.export.blocks import HIDDEN, Sight, block, norm
+from lsvcr.export.blocks import Sight, lowest_of_blocks
 from lsvcr.export.graph import Graph, array
+from lsvcr.export.hiding import SHOWN, reach_of_rows
+from lsvcr.export.sequences import answered, counted, inputs, key_limit, length_of, lengths, placed, rows_of
 from lsvcr.schema import PAD
 from lsvcr.serving.bundle_write import Part
-
-_INT64 = 7
-"""TensorProto.INT64."""
 
 
 @torch.no_grad()
@@ -26,7 +22,7 @@ def part(model: SASRec) -> Part:
     """Graph and tables of a model in evaluation mode, on the CPU."""
     entries = array(model.items.weight) * np.float32(model.scale)
     return Part(
-        encoder=encoder_graph(model, entries[PAD], model.cosine),
+        encoder=encoder_graph(model, entries, model.cosine),
         items=array(model.item_vectors()),
         entries=entries,
         score="cosine" if model.cosine else "inner product",
@@ -34,69 +30,46 @@ def part(model: SASRec) -> Part:
     )
 
 
-def encoder_graph(model: TransformerBody, padding: np.ndarray, cosine: bool) -> bytes:
+def encoder_graph(model: TransformerBody, entries: np.ndarray, cosine: bool) -> bytes:
     """The encoder of a bundle's part `rec`: inputs and outputs as `Part` has them, comments without effect.
 
     Args:
         model: causal; at most `model.longest` steps are read.
-        padding: (d,) float32, the step of an empty history.
+        entries: (N + 1, d) float32, all steps that there are; row 0 is padding, the step of an empty history.
         cosine: the state is brought to length 1.
     """
-    graph, width = Graph("user_encoder"), len(padding)
-    video = graph.input("video", "float32", ["B", "V", width])
-    mask = graph.input("video_mask", "bool", ["B", "V"])
-    graph.input("comment", "float32", ["B", "C", width])
-    graph.input("comment_mask", "bool", ["B", "C"])
-    shape = graph.op("Shape", mask)
-    steps = graph.op("Range", np.array(0), _scalar(graph, graph.op("Shape", mask, start=1)), np.array(1))
-    lengths = graph.op("ReduceSum", graph.op("Cast", mask, to=_INT64), np.array([1]), keepdims=1)  # (B, 1)
-    read = graph.op("Where", graph.op("Unsqueeze", mask, np.array([2])), video, padding)
-    if model.positions is not None:
-        read = graph.op("Add", read, _positions(graph, model, model.positions, steps, lengths))
-    states = graph.op("Reshape", read, np.array([-1, width]))
-    blocks: list[Any] = list(model.blocks)
-    *first, last = blocks
-    causal = Sight(shape, _causal(graph, shape, model.longest))
-    for one in first:
-        states = block(graph, one, states, causal)
-    states = block(graph, last, states, _latest(graph, shape, steps, lengths))
-    if isinstance(model.norm, nn.LayerNorm):
-        states = norm(graph, model.norm, states)
+    graph, width = Graph("user_encoder"), entries.shape[1]
+    video, mask = inputs(graph, width)
+    steps = counted(graph, graph.op("Shape", mask, start=1))
+    real = lengths(graph, mask)
+    read = graph.op("Where", graph.op("Unsqueeze", mask, np.array([2])), video, entries[PAD])
+    read = placed(graph, model, read, steps, real)
+    states = answered(graph, model, read, *_sights(graph, model, entries, mask, (steps, real)))
     graph.output(graph.unit(states) if cosine else states, "user", ["B", width])
     return graph.to_bytes()
 
 
-def _positions(graph: Graph, model: TransformerBody, table: nn.Embedding, steps: str, lengths: str) -> str:
-    """Rows of the position table, (B, L, d), or (L, d) where they are counted from the oldest."""
-    if not model.from_end:
-        return graph.op("Gather", array(table.weight), steps, axis=0)
-    places = graph.op("Add", steps, graph.op("Sub", np.array(model.longest), lengths))
-    return graph.op(
-        "Gather", array(table.weight), graph.op("Min", places, np.array(model.longest - 1)), axis=0
-    )
+def _sights(
+    graph: Graph, model: TransformerBody, entries: np.ndarray, mask: str, counts: tuple[str, str]
+) -> tuple[Sight, Sight]:
+    """A step sees those up to its own place; the latest real one asks, of an empty history the first.
+
+    Args:
+        counts: the steps (L,), and how many are real (B, 1).
+    """
+    steps, real = counts
+    tables = [entries] if model.positions is None else [entries, array(model.positions.weight)]
+    hidden = lowest_of_blocks(model.blocks, reach_of_rows(*tables))
+    shape = graph.op("Shape", mask)
+    latest = graph.op("Sub", graph.op("Max", real, np.array(1)), np.array(1))  # (B, 1)
+    limit = key_limit(graph, graph.op("LessOrEqual", steps, latest), hidden)
+    causal = Sight(shape, _causal(graph, shape, model.longest, hidden))
+    return causal, Sight(shape, limit, rows_of(graph, shape, latest))
 
 
-def _causal(graph: Graph, shape: str, longest: int) -> str:
-    """(L, L): a step sees those up to its own place."""
-    length = graph.op("Slice", shape, np.array([1]), np.array([2]))
+def _causal(graph: Graph, shape: str, longest: int, hidden: np.float32) -> str:
+    """The limit (L, L) with which a step sees those up to its own place."""
+    length = length_of(graph, shape)
     square = graph.op("Concat", length, length, axis=0)
-    return graph.op(
-        "Slice", np.triu(np.full((longest, longest), HIDDEN), 1), np.array([0, 0]), square, np.array([0, 1])
-    )
-
-
-def _latest(graph: Graph, shape: str, steps: str, lengths: str) -> Sight:
-    """The latest real step of each history asks, and sees all real ones; of an empty history it is the first step."""
-    at_least_one = graph.op("Max", lengths, np.array(1))  # (B, 1)
-    seen = graph.op("Less", steps, at_least_one)  # (B, L)
-    hidden = graph.op("Unsqueeze", graph.op("Where", seen, np.float32(0), HIDDEN), np.array([1, 2]))
-    rows = _scalar(graph, graph.op("Slice", shape, np.array([0]), np.array([1])))
-    length = graph.op("Slice", shape, np.array([1]), np.array([2]))
-    before = graph.op("Mul", graph.op("Range", np.array(0), rows, np.array(1)), length)  # (B,)
-    own = graph.op("Sub", graph.op("Squeeze", at_least_one, np.array([1])), np.array(1))
-    return Sight(shape, hidden, graph.op("Add", before, own))
-
-
-def _scalar(graph: Graph, value: str) -> str:
-    """(1,) -> ()."""
-    return graph.op("Squeeze", value, np.array([0]))
+    limit = np.where(np.tri(longest, dtype=bool), SHOWN, hidden)
+    return graph.op("Slice", limit, np.array([0, 0]), square, np.array([0, 1]))

@@ -10,8 +10,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from lsvcr.export.attention import HIDDEN, own_shift
+from lsvcr.export.attention import own_shift
 from lsvcr.export.encoder import encoder_graph
+from lsvcr.export.hiding import HIDDEN
 from lsvcr.export.quantise import quantised
 from lsvcr.models.rank import RankModel
 from lsvcr.models.sr import SRModel
