@@ -158,34 +158,46 @@ class BERT4Rec(SequenceTransformer):
     def training_loss(self, batch: MaskedBatch) -> dict[str, Tensor]:
         """`loss`, a scalar: the mean over the hidden videos of the batch, of cross-entropy among all videos."""
         hidden = batch.targets != PAD
-        queries = self._queries(self.states(batch.video_ids)[hidden])  # (P, d + 1)
-        return {"loss": linear_cross_entropy(queries, self.item_vectors(), batch.targets[hidden])}
+        states = self.states(batch.video_ids)[hidden]  # (P, d)
+        with torch.autocast(device_type=states.device.type, enabled=False):  # scores are single precision
+            x = self.output_norm(self._filled(states))
+            queries = torch.cat([x, x.new_ones(len(x), 1)], dim=1)  # the last number meets the bias
+        rows = torch.cat([self.items.weight[:-1], self.bias.unsqueeze(1)], dim=1).float()
+        return {"loss": linear_cross_entropy(queries, rows, batch.targets[hidden])}
 
     def user_vectors(self, batch: RankBatch) -> Tensor:
-        """(B, d + 1) float32: what a mask behind the history (B, L) asks for."""
+        """(B, d) float32: what a mask behind the history (B, L) asks for."""
         lengths = (batch.video_ids != PAD).sum(dim=1)
         ids = F.pad(batch.video_ids, (0, 1)).scatter(1, lengths.unsqueeze(1), self.mask)
         return self.vectors_at(ids, lengths)
 
     def item_vectors(self) -> Tensor:
-        """(N + 1, d + 1) float32 by index; row 0 is padding. The last column is the bias of the output layer."""
-        return torch.cat([self.items.weight[:-1], self.bias.unsqueeze(1)], dim=1).float()
+        """(N + 1, d) float32 by index; row 0 is padding.
+
+        A query is w z + b with a z of mean 0, so a score is z (w e) plus what a video gets of every query: e b and the
+        bias of the output layer. This constant lies along (1, ..., 1), where no z has a part, and the vectors of users
+        are z + 1: so the inner products of d numbers are the scores.
+        """
+        items = self.items.weight[:-1].float()
+        scaled = items * self.output_norm.weight
+        constant = (items * self.output_norm.bias).sum(dim=1) + self.bias
+        return scaled - (scaled.mean(dim=1) - constant / items.shape[1]).unsqueeze(1)
 
     def vectors_at(self, ids: Tensor, places: Tensor) -> Tensor:
-        """(B, d + 1) float32: what the masks at `places` (B,) of sequences (B, L) ask for."""
-        states = self.states(ids)
-        return self._queries(states[torch.arange(len(places), device=places.device), places])
+        """(B, d) float32: what the masks at `places` (B,) of sequences (B, L) ask for."""
+        states = self.states(ids)[torch.arange(len(places), device=places.device), places]
+        with torch.autocast(device_type=states.device.type, enabled=False):
+            filled = self._filled(states)
+            return F.layer_norm(filled, filled.shape[-1:], eps=self.output_norm.eps) + 1
 
     def states(self, ids: Tensor) -> Tensor:
         """Sequences (B, L), padded with 0 on the right, with a video or mask in each -> (B, L, d)."""
         visible = ids != PAD
         return self.through_blocks(self.input_norm(self.placed(self.items(ids), visible)), visible)
 
-    def _queries(self, states: Tensor) -> Tensor:
-        """States (P, d) at masks -> (P, d + 1) in single precision, of which the last number meets the bias."""
-        with torch.autocast(device_type=states.device.type, enabled=False):  # scores are single precision
-            x = self.output_norm(F.gelu(self.output(states.float())))
-            return torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+    def _filled(self, states: Tensor) -> Tensor:
+        """States (P, d) at masks through the output layer, (P, d) float32."""
+        return F.gelu(self.output(states.float()))
 
 
 @dataclass(frozen=True)
@@ -299,5 +311,6 @@ ENTRIES = (
         build,
         train_data,
         instead="popularity",
+        exporter="bert4rec",
     ),
 )

@@ -38,7 +38,7 @@ def _complete(settings: CompleteSettings) -> None:
 
 COMMANDS = {
     "export": Command(
-        "Make a bundle of finished stage-two or SASRec runs that answers requests without torch.",
+        "Make a bundle that answers requests without torch, of runs of stage two, SASRec, BERT4Rec or HLLM light.",
         "lsvcr export ckpt/finetune/Rec ckpt/finetune/CommRank --data demo/data --out demo/bundle",
         _export,
         ExportSettings,

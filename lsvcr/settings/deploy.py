@@ -10,7 +10,10 @@ from lsvcr.settings.fields import option
 class ExportSettings:
     """Settings of `lsvcr export`."""
 
-    checkpoint: str = option("", "run folder of stage two or of `lsvcr train sasrec`, or its best/ or last/")
+    checkpoint: str = option(
+        "",
+        "run folder of stage two, or of `lsvcr train sasrec`, `bert4rec` or `hllm_light`, or its best/ or last/",
+    )
     other: str = option("", "one for the other task; empty = the bundle answers one task")
     data: str = option("", "prepared dataset that they were trained on")
     out: str = option("", "bundle folder to write; an earlier bundle there is replaced")

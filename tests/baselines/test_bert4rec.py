@@ -129,8 +129,8 @@ def test_a_hidden_video_does_not_reach_its_own_place(tiny_dataset: Dataset, norm
     for row in range(24):
         ids, targets = batch.video_ids[row : row + 1], batch.targets[row]
         for place in targets.nonzero().flatten().tolist():
-            # The last number of a query meets the bias; the weights keep the norm from cancelling the sum.
-            query = model.vectors_at(ids, torch.tensor([place]))[0, :-1] @ torch.arange(16.0)
+            # The weights keep the norm from cancelling the sum.
+            query = model.vectors_at(ids, torch.tensor([place]))[0] @ torch.arange(16.0)
             (gradient,) = torch.autograd.grad(query, model.items.weight)
             assert not bool(gradient[int(targets[place])].any())
             read = set(gradient.any(dim=1).nonzero().flatten().tolist())
@@ -174,7 +174,21 @@ def test_neither_padding_nor_the_mask_gets_a_score(tiny_dataset: Dataset) -> Non
     before = model(batch)["loss"]
     with torch.no_grad():
         model.bias[0] = 50.0
-    assert model.item_vectors().shape == (33, 17) and torch.equal(model(batch)["loss"], before)
+    assert model.item_vectors().shape == (33, 16) and torch.equal(model(batch)["loss"], before)
+
+
+@torch.no_grad()
+def test_products_of_vectors_are_what_the_output_layer_says(tiny_dataset: Dataset) -> None:
+    """norm(GELU(h W + b)) E^T + c, its norm with any weights."""
+    model = made(tiny_dataset)
+    model.output_norm.weight.normal_()
+    model.output_norm.bias.normal_()
+    ids, places = torch.tensor([[3, 9, 33, 5], [33, 0, 0, 0]]), torch.tensor([2, 0])
+    states = model.states(ids)[torch.arange(2), places]
+    x = model.output_norm(F.gelu(states @ model.output.weight.T + model.output.bias))
+    wanted = x @ model.items.weight[:33].T + model.bias
+    found = model.vectors_at(ids, places) @ model.item_vectors().T
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_mask_behind_the_latest_videos_asks_for_the_next(tiny_dataset: Dataset) -> None:
