@@ -112,7 +112,7 @@ class IdMap:
         """The ids of rows (n,)."""
         if isinstance(self._by_row, TextTable):
             return [self._by_row[row] for row in rows.tolist()]
-        found: list[RawId] = self._by_row[rows].tolist()
+        found: list[RawId] = self._by_row.take(rows).tolist()
         return found
 
     def normalise(self, raw: Any) -> RawId:
@@ -157,8 +157,10 @@ class IdMap:
             return rows
         if not len(self._keys) or not len(asked):
             return np.full(len(asked), UNKNOWN, dtype=np.int64)
-        places = np.minimum(np.searchsorted(self._keys, asked), len(self._keys) - 1)
-        return np.where(self._keys[places] == asked, self._order[places], UNKNOWN).astype(np.int64)
+        places = np.minimum(self._keys.searchsorted(asked), len(self._keys) - 1)
+        rows = self._order.take(places).astype(np.int64)
+        rows[self._keys.take(places) != asked] = UNKNOWN
+        return rows
 
     def _find_texts(self, ids: Sequence[str], texts: TextTable) -> np.ndarray:
         wanted = [one.encode("utf-8", errors="replace") for one in ids]

@@ -12,7 +12,7 @@ import numpy as np
 
 from lsvcr.schema import PAD
 from lsvcr.serving.rows import Score, StoredRows, let_go, stored_rows
-from lsvcr.serving.topk import at_least, best, dots, reached_by
+from lsvcr.serving.topk import at_least, best, best_of_each, dots, reached_by_each
 from lsvcr.serving.whole_numbers import WholeNumberProduct
 
 _SCORES = 1 << 22
@@ -26,8 +26,10 @@ _STEPS = 63
 the 16 bits that processors without VNNI instructions keep them in."""
 _ZERO = 64
 """What stands for 0 in the user's numbers, which ONNX Runtime wants without a sign."""
-_PRODUCT = 1 << 18
-"""Rows of one product: what it gives stays in the processor's cache."""
+_PRODUCT = 1 << 20
+"""Rows of one product. More take more memory while they are made; a fourth of these took a tenth longer a row."""
+_LIKELY = 1 << 13
+"""Rows of all users together that are scored at once, 2 MiB at width 64; of more, those of one user at a time."""
 ROUNDING = 1e-5
 """More than float32 rounds off in a score of unit vectors; of others, times their lengths."""
 
@@ -80,21 +82,19 @@ class ExactIndex:
     def search(self, users: np.ndarray, ks: Sequence[int], without: Sequence[np.ndarray]) -> list[Found]:
         """See `Index`."""
         found: list[Found] = []
-        slack = ROUNDING * self._longest * np.linalg.norm(users, axis=1)
+        slack = ROUNDING * self._longest * _lengths(users)
         step = max(1, _SCORES // len(self))
         for start in range(0, len(users), step):
-            scores = self._scores(users[start : start + step])
-            for place, own in enumerate(scores, start=start):
-                leave_out(own, without[place])
-                bound = reached_by(own, ks[place]) - 2 * float(slack[place])
-                found.append(best_reaching(self._rows, users[place], own, bound, ks[place]))
+            part = slice(start, start + step)
+            scores = self._scores(users[part])
+            found += _best(self._rows, users[part], scores, slack[part], ks[part], without[part])
         return found
 
     def _scores(self, users: np.ndarray) -> np.ndarray:
-        """(B, n + 1) float32."""
-        if len(users) == 1:  # a matrix times a vector reads the rows in their order
-            return (self._rows.values @ users[0])[None, :]
-        return users @ self._rows.values.T
+        """(B, n + 1) float32, those of a row beside each other."""
+        # Before a product one side is copied into another order: here the few users, the other way round all rows.
+        scores: np.ndarray = (self._rows.values @ users.T).T
+        return scores
 
 
 class SketchIndex:
@@ -132,11 +132,9 @@ class SketchIndex:
         found: list[Found] = []
         step = max(1, _SCORES // len(self))
         for start in range(0, len(users), step):
-            sketches = self._sketches((rounded[start : start + step] + _ZERO).astype(np.uint8))
-            for place, sketch in enumerate(sketches, start=start):
-                leave_out(sketch, without[place])
-                bound = reached_by(sketch, ks[place]) - 2 * float(slack[place])
-                found.append(best_reaching(self._rows, users[place], sketch, bound, ks[place]))
+            part = slice(start, start + step)
+            sketches = self._sketches((rounded[part] + _ZERO).astype(np.uint8))
+            found += _best(self._rows, users[part], sketches, slack[part], ks[part], without[part])
         return found
 
     def _sketch(self, first: int, out: np.ndarray) -> np.ndarray:
@@ -166,9 +164,45 @@ class SketchIndex:
 
     def _slack(self, users: np.ndarray, rounded: np.ndarray) -> np.ndarray:
         """The most by which a score and its sketch differ, (B,)."""
-        off = np.linalg.norm(users - rounded, axis=1) + ROUNDING * np.linalg.norm(users, axis=1)
+        off = _lengths(users - rounded) + ROUNDING * _lengths(users)
         slack: np.ndarray = self._longest * off
-        return slack + self._residual * np.linalg.norm(rounded, axis=1)
+        return slack + self._residual * _lengths(rounded)
+
+
+def _best(
+    rows: StoredRows,
+    users: np.ndarray,
+    estimates: np.ndarray,
+    slack: np.ndarray,
+    ks: Sequence[int],
+    without: Sequence[np.ndarray],
+) -> list[Found]:
+    """The best rows of each user by the scores of the stored rows; all users in one call of each NumPy function, for
+    what these cost beside their work is most of a search of few rows.
+
+    Args:
+        estimates: (B, n + 1) float32, of all scores, in the order of either axis; what is left out becomes -inf.
+        slack: (B,), the most by which score and estimate differ.
+    """
+    leave_out_each(estimates, without)
+    bounds = (reached_by_each(estimates, ks) - 2 * slack).astype(np.float32)
+    chosen = estimates >= bounds[:, None]
+    if bounds.min() == -np.inf:
+        chosen &= estimates > -np.inf
+    owners, places = _places(chosen)
+    if len(places) > _LIKELY:
+        return [best_of(rows, user, places[owners == own], ks[own]) for own, user in enumerate(users)]
+    scores = dots(rows.take(places), users[owners])
+    return [(places[order], scores[order]) for order in best_of_each(scores, owners, ks)]
+
+
+def _places(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """User and row of each place of (B, n) that is True, the rows of a user ascending."""
+    if chosen.flags.c_contiguous:
+        users, rows = np.divmod(np.flatnonzero(chosen), chosen.shape[1])
+    else:
+        rows, users = np.divmod(np.flatnonzero(chosen.T), chosen.shape[0])
+    return users, rows
 
 
 def best_of(rows: StoredRows, user: np.ndarray, likely: np.ndarray, k: int) -> Found:
@@ -203,7 +237,24 @@ def longest(rows: StoredRows) -> float:
 
 def _longest(vectors: np.ndarray) -> float:
     """Length of the longest of vectors (m, d)."""
-    return float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors).max()))
+    return float(_lengths(vectors).max())
+
+
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    """Lengths of vectors (m, d), (m,)."""
+    lengths: np.ndarray = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    return lengths
+
+
+def leave_out_each(scores: np.ndarray, rows: Sequence[np.ndarray]) -> None:
+    """`leave_out` of each of scores (B, n + 1) and its rows."""
+    owners = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
+    listed = np.concatenate(rows)
+    if len(listed) and listed.max() >= scores.shape[1]:
+        inside = listed < scores.shape[1]
+        owners, listed = owners[inside], listed[inside]
+    scores[owners, listed] = -np.inf
+    scores[:, PAD] = -np.inf
 
 
 def leave_out(scores: np.ndarray, rows: np.ndarray) -> None:

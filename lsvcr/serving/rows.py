@@ -25,7 +25,8 @@ class StoredRows(NamedTuple):
 
     def take(self, rows: np.ndarray | slice) -> np.ndarray:
         """The vectors of `rows` (m,), or of a range of them, as (m, d) float32."""
-        values = self.values[rows].astype(np.float32, copy=False)
+        chosen = self.values[rows] if isinstance(rows, slice) else self.values.take(rows, axis=0)
+        values = chosen.astype(np.float32, copy=False)
         return values if self.scale is None else values * self.scale[rows, None]
 
 

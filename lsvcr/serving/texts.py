@@ -48,7 +48,7 @@ class TextTable:
 
     def raw_many(self, rows: np.ndarray) -> list[bytes]:
         """The texts of rows (n,) as UTF-8 bytes."""
-        ends = zip(self._offsets[rows].tolist(), self._offsets[rows + 1].tolist(), strict=True)
+        ends = zip(self._offsets.take(rows).tolist(), self._offsets.take(rows + 1).tolist(), strict=True)
         return [bytes(self._content[start:end]) for start, end in ends]
 
     def starting_with(self, prefix: str, limit: int) -> list[int]:

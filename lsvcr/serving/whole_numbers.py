@@ -31,6 +31,7 @@ class WholeNumberProduct:
     """
 
     def __init__(self, rows: np.ndarray, zero: int, threads: int = 1) -> None:
+        self._n = len(rows)
         memory = _memory(rows.size)
         columns = np.frombuffer(memory, dtype=np.int8, count=rows.size).reshape(rows.shape[::-1])
         np.copyto(columns, rows.T)
@@ -46,7 +47,12 @@ class WholeNumberProduct:
 
     def __call__(self, users: np.ndarray) -> np.ndarray:
         """(B, d) uint8 -> (users - zero) @ rows.T, (B, n) int32."""
-        product: np.ndarray = self._session.run(None, {"users": users})[0]
+        product = np.empty((len(users), self._n), dtype=np.int32)
+        # Without a binding ONNX Runtime makes the product in memory of its own, which it keeps, and copies it.
+        binding = self._session.io_binding()
+        binding.bind_cpu_input("users", np.ascontiguousarray(users))
+        binding.bind_output("product", "cpu", 0, np.int32, product.shape, product.ctypes.data)
+        self._session.run_with_iobinding(binding)
         return product
 
     def _let_go(self, memory: mmap.mmap, columns: np.ndarray, rows: np.ndarray) -> None:

@@ -10,7 +10,7 @@ from lsvcr.serving import index as index_module
 from lsvcr.serving import whole_numbers
 from lsvcr.serving.index import ExactIndex, SketchIndex, open_index
 from lsvcr.serving.rows import StoredRows, let_go, stored_rows
-from lsvcr.serving.topk import best, dots, reached_by
+from lsvcr.serving.topk import best, best_of_each, dots, reached_by, reached_by_each
 from lsvcr.serving.whole_numbers import WholeNumberProduct, _product_graph
 from tests.serving.bundles import unit
 
@@ -92,9 +92,11 @@ def test_finds_the_largest_products_of_vectors_of_any_length(seed, n, size, kind
         assert own[1].tolist() == exact[expected].tolist()
 
 
+@pytest.mark.parametrize("likely", [5, 1 << 13])
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_user_and_many_in_parts_of_rows_and_of_users(kind, monkeypatch):
+def test_one_user_and_many_in_parts_of_rows_and_of_users(kind, likely, monkeypatch):
     rng = np.random.default_rng(0)
+    monkeypatch.setattr(index_module, "_LIKELY", likely)  # five rows of all users are no ten of each
     monkeypatch.setattr(index_module, "_SCORES", 3000)  # three users at once
     monkeypatch.setattr(index_module, "_PRODUCT", 300)
     monkeypatch.setattr(index_module, "_ROWS", 77)
@@ -130,6 +132,28 @@ def test_best_is_a_stable_sort(values, k, seed):
     assert best(scores, k).tolist() == order[:k]
     if k <= len(scores):
         assert (scores >= reached_by(scores, k)).sum() >= k
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 3)), max_size=60),
+    st.lists(st.integers(1, 20), min_size=5, max_size=5),
+)
+def test_the_best_of_each_are_the_best_of_each_alone(scored, ks):
+    owners = np.array([owner for owner, _ in scored], dtype=np.int64)
+    scores = np.array([score for _, score in scored], dtype=np.float32)
+    for owner, found in enumerate(best_of_each(scores, owners, ks)):
+        own = np.flatnonzero(owners == owner)
+        assert found.tolist() == own[best(scores[own], ks[owner])].tolist()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3000), st.lists(st.integers(1, 50), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
+def test_a_bound_of_each_row_is_that_of_the_row_alone(n, ks, seed):
+    scores = np.random.default_rng(seed).integers(-9, 9, (len(ks), n)).astype(np.float32)
+    alone = [reached_by(own, k) for own, k in zip(scores, ks, strict=True)]
+    for bounds in (reached_by_each(scores, ks), reached_by_each(np.asfortranarray(scores), ks)):
+        assert bounds.dtype == np.float32 and bounds.tolist() == alone
 
 
 def test_the_product_of_whole_numbers():

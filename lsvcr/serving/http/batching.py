@@ -172,6 +172,8 @@ class Batcher:
                 self._loop.call_soon_threadsafe(self._finish, batch, results)
             except RuntimeError:  # the loop has ended, and with it all who waited
                 return
+            # An idle worker keeps nothing: the bundle that it asked may have been exchanged.
+            del batch, results
 
     def _finish(self, batch: list[Job], results: list[Any]) -> None:
         self._running = [running for running in self._running if running is not batch]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import signal
@@ -31,6 +32,9 @@ BACKLOG = 4096
 SWITCH_SECONDS = 0.0005
 """How long the worker may hold the interpreter while the event loop wants it; Python's own 5 ms is a long wait. The
 processor time of a request is the same with both (measured); the value is an assumption."""
+COLLECT_AFTER = 20_000
+"""Containers more than there were, after which Python looks for garbage in cycles. Hardly any is in cycles here, and a
+request has a hundred containers while it is in work: at Python's own 700 it looked after every seventh."""
 SLOW_TICKS = 10
 """The loop ticks ten times a second; connections are looked at once a second."""
 
@@ -52,6 +56,7 @@ def serve(settings: ServeSettings) -> None:
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.WARNING)
     disable_created_metrics()
+    spare_modules()
     began = time.perf_counter()
     service = Service(load(settings, settings.bundle, settings.state or None), settings, log)
     most = raise_open_files(settings.max_connections)
@@ -181,6 +186,17 @@ class Server(uvicorn.Server):
         """SIGTERM or Ctrl-C: stop; a second Ctrl-C does not wait."""
         self.stopped_by = signal.Signals(sig).name
         super().handle_exit(sig, frame)
+
+
+def spare_modules() -> None:
+    """Have the garbage collector leave alone what is there now, and look less often at what comes.
+
+    Looking through all modules takes 60 ms, in which no thread of the process does anything else. Call this before a
+    bundle is opened: what is left alone never goes again, and a bundle does when another takes its place.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)
 
 
 def read_token(settings: ServeSettings) -> str | None:

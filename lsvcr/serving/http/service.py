@@ -1,6 +1,7 @@
 """What the routes share: the recommender that answers now, its worker, and the exchange of one for another."""
 
 import asyncio
+import gc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -195,6 +196,8 @@ class Service:
             self.recommender, self.path = new, path
         finally:
             self._settled.set()
+        # The old bundle is garbage in a cycle, once the last request that began with it has its answer.
+        loop.call_later(self.settings.request_timeout, gc.collect)
 
     def _left_thread(self, future: "asyncio.Future[Any]") -> None:
         self._in_threads -= 1

@@ -4,8 +4,10 @@ import json
 import math
 import shutil
 import signal
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -143,6 +145,17 @@ def test_sighup_reopens_the_folder_it_was_started_with(start, bundle, tmp_path):
     good, bad = server.events("bundle")
     assert good["level"] == "info" and bad["level"] == "error" and "manifest.json" in bad["reason"]
     assert len(server.post(RECOMMEND, {"k": 50}).json["items"]) == 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_old_bundle_leaves_memory(start, bundle, other):
+    server = start("--request_timeout", "0.3", token=TOKEN)
+    maps = Path(f"/proc/{server.process.pid}/maps")
+    assert f"{bundle}/" in maps.read_text() and f"{other}/" not in maps.read_text()
+    assert server.post(RECOMMEND, {"video_history": [1007]}).status == 200
+    assert server.post(BUNDLE, {"path": str(other)}).status == 200
+    assert f"{other}/" in maps.read_text()
+    wait_for(lambda: f"{bundle}/" not in maps.read_text())
 
 
 def test_one_exchange_at_a_time(start, tmp_path):
