@@ -40,7 +40,7 @@ TABLE_ROWS = 1 << 16
 WHITENED_ROWS = 1 << 13
 """Items in double precision at once."""
 
-_LEAST_SHARE = 1e-10
+_LEAST_SHARE = 1e-7
 """Directions with less than this share of the largest one's variance are rounding, and left out."""
 
 

@@ -10,7 +10,8 @@ negatives come from an N x N matrix of noise for the N = 25,600 entries of the v
 another estimate of the same expectation: losses are compared without it.) Steps are taken in turns; memory is that of
 a process each. Between steps of the reference, which take gigabytes, ours is slower than in training: `alone` is a
 process that takes steps of ours only, in float32 and, where the processor has instructions for it, in bfloat16 mixed
-precision (`MIXED_PRECISION=bf16` of scripts/finetune.sh), in turns. `--million` adds one million videos, with the whole softmax and with 1,000 drawn negatives.
+precision (`MIXED_PRECISION=bf16` of scripts/finetune.sh), in turns. `--million` adds one million videos, with the
+whole softmax and with 1,000 drawn negatives.
 """
 
 import time

@@ -24,16 +24,19 @@ CLASSES = {
     "generative": TuneSettings,
     "hllm": settings.HllmSettings,
 }
-"""Folder of config/ -> settings class, of which each recommender in baselines/ has its own."""
+"""Folder of config/ or of config/small/ -> settings class, of which each recommender in baselines/ has its own."""
+SMALL = "small"
 
 
 def found(folder: str) -> list[Path]:
-    """All YAML files below a folder of config/, however deep."""
-    return sorted(path for path in (CONFIG / folder).rglob("*") if path.suffix in (".yaml", ".yml"))
+    """All YAML files below the folders of this name, however deep."""
+    below = (path for base in (CONFIG, CONFIG / SMALL) for path in (base / folder).rglob("*"))
+    return sorted(path for path in below if path.suffix in (".yaml", ".yml"))
 
 
 def test_every_folder_is_known_and_holds_something():
-    for folder in sorted(path for path in CONFIG.iterdir() if path.is_dir()):
+    folders = [path for base in (CONFIG, CONFIG / SMALL) for path in base.iterdir() if path.is_dir()]
+    for folder in sorted(path for path in folders if path.name != SMALL):
         assert CLASSES.get(folder.name) is not None, f"name the settings class of {folder} in CLASSES"
         assert found(folder.name), f"{folder} holds no YAML"
 
@@ -44,7 +47,8 @@ def test_every_folder_is_known_and_holds_something():
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_a_run_file_builds_its_settings_and_says_what_it_is(path: Path):
-    load_settings(CLASSES[path.relative_to(CONFIG).parts[0]], path)
+    folder = next(part for part in path.relative_to(CONFIG).parts if part != SMALL)
+    load_settings(CLASSES[folder], path)
     assert path.read_text().startswith("#"), f"{path} opens with its purpose and launch command"
 
 
