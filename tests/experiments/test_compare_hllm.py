@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lsvcr.data.rank_sequences import SequenceData
 from lsvcr.data.store import Dataset, open_dataset
@@ -22,6 +23,7 @@ from lsvcr.experiments.table import compare_runs
 from lsvcr.schema import BEST_DIR, MANIFEST_FILE, Split, Task
 from lsvcr.settings import CompareSettings
 from lsvcr.training.rank_evaluate import evaluate_checkpoint, evaluate_rows
+from lsvcr.training.rank_restore import restore
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import read_json
 from tests.experiments.compare_runs import InProcess, asked, forget_accelerate, one_thread, write_world
@@ -39,7 +41,7 @@ save_strategy: steps
 save_steps: 2
 logging_steps: 1
 gradient_checkpointing: false
-bf16: false
+bf16: true
 """
 ROWS, SEED = 6, 11
 MODELS = "popularity,sasrec,hllm"
@@ -160,6 +162,9 @@ def test_its_run_is_read_by_the_other_commands(settings: CompareSettings, report
     assert evaluate_checkpoint(run, settings.data) == figures
     told = compare_runs(settings.data, {"HLLM": run})["models"]["HLLM"][Task.REC.value]
     assert told["ndcg@10"] == figures["protocols"]["full"]["metrics"]["ndcg@10"]["value"]
+    restored, _ = restore(Path(run) / BEST_DIR, open_dataset(settings.data))
+    # All is in the precision in which the run was tested: finer heads would give other figures.
+    assert {parameter.dtype for parameter in restored.model.parameters()} == {torch.bfloat16}
 
 
 def test_seeds_and_bounds_of_the_command_reach_the_training(settings: CompareSettings) -> None:
