@@ -23,7 +23,7 @@ RECIPE = 1
 """To be raised when training comes to give other figures: models of an earlier recipe are then trained again."""
 
 REGISTRY, COMMENTS, ALIGNED_LLM, GENERATIVE = "registry", "comments", "llm-aligned", "generative"
-"""Who trains a model, beside `schema.STAGE_TWO`."""
+"""Who trains a model, beside `schema.STAGE_TWO` and `schema.HLLM`."""
 
 ASK_LLM = (ALIGNED_LLM, GENERATIVE)
 """Kinds that ask an LLM for every row."""

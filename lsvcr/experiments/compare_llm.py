@@ -1,8 +1,9 @@
-"""The rows of `lsvcr compare` that ask an LLM: when they can be had, and what they are made of."""
+"""The rows of `lsvcr compare` that are made of an LLM: when they can be had, and what they are made of."""
 
 from collections.abc import Sequence
 
 from lsvcr.baselines.registry import NEEDS
+from lsvcr.data.item_texts import item_fields
 from lsvcr.data.store import Dataset
 from lsvcr.data.vectors import described
 from lsvcr.schema import Task
@@ -24,14 +25,39 @@ def reason_of_aligned(runs: Sequence[str], dataset: Dataset, task: Task) -> str:
 
 def reason_of_generative(llm: str, dataset: Dataset, task: Task) -> str:
     """Why an LLM that says titles cannot be had, and what to use instead; empty where it can."""
-    if task is Task.COMM_RANK:
-        return "generative recommends videos: compare it with --task Rec; here use comment_popularity"
-    if not llm:
-        return "generative needs an LLM: give --llm smollm2-135m (or another), or use sasrec"
+    why = _reason_of_llm("generative", llm, task, "sasrec")
+    if why:
+        return why
     words, has = NEEDS["texts"]
     if not has(dataset):
         return f"generative needs {words}, which {dataset.root} does not have; use sasrec"
     return ""
+
+
+def reason_of_hllm(llm: str, fields: str, dataset: Dataset, task: Task) -> str:
+    """Why HLLM with both LLMs in training cannot be had, and what to use instead; empty where it can.
+
+    Args:
+        llm: of `--llm`.
+        fields: the row's `item_fields`.
+        dataset: open.
+        task: of the comparison.
+    """
+    why = _reason_of_llm("hllm", llm, task, "hllm_light")
+    if why:
+        return why
+    try:
+        item_fields(dataset, fields)
+    except UserError as lacking:
+        return f"hllm: {lacking} in the row's YAML file; or use sasrec"
+    return ""
+
+
+def _reason_of_llm(name: str, llm: str, task: Task, instead: str) -> str:
+    """The part of a reason that no dataset can change."""
+    if task is Task.COMM_RANK:
+        return f"{name} recommends videos: compare it with --task Rec; here use comment_popularity"
+    return "" if llm else f"{name} needs an LLM: give --llm smollm2-135m (or another), or use {instead}"
 
 
 def aligned_inputs(run: str, dataset: Dataset, task: Task) -> dict[str, str]:

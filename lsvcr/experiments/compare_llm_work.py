@@ -1,4 +1,4 @@
-"""The process of a row that asks an LLM: prompts read by stage one's, or titles said and grounded."""
+"""The process of a row that is made of an LLM: prompts read by stage one's, titles said and grounded, HLLM trained."""
 
 import gc
 import time
@@ -25,7 +25,8 @@ from lsvcr.experiments.compare_job import ALIGNED_LLM, VALIDATION_FILE, Job
 from lsvcr.experiments.ground import drawn_of, grounds_of
 from lsvcr.llm.lora import WEIGHTS_FILE
 from lsvcr.schema import ADAPTER_DIR, BEST_DIR, LAST_DIR, MANIFEST_FILE, METRICS_FILE, TRAINER_FILE, Split
-from lsvcr.settings import EvaluateLlmSettings
+from lsvcr.settings import EvaluateLlmSettings, HllmSettings
+from lsvcr.training.hllm import hllm
 from lsvcr.training.llm_rank import evaluate_llm
 from lsvcr.training.rank_state import ROWS_FILE
 from lsvcr.training.schedule import learning_rate_factor
@@ -45,6 +46,23 @@ def ask_llm(job: Job) -> dict[str, Any]:
         UserError: whatever tuning, generation or reading refuses.
     """
     return _aligned(job) if job.kind == ALIGNED_LLM else _generative(job)
+
+
+def train_hllm(job: Job) -> dict[str, Any]:
+    """Train HLLM with both its LLMs and test it; an interrupted training goes on. Returns the outcome.
+
+    Raises:
+        UserError: whatever training refuses.
+    """
+    hllm(HllmSettings(**{**job.settings, "output_dir": str(job.run)}))
+    gc.collect()  # validation loads the LLMs anew
+    manifest = read_json(job.run / BEST_DIR / MANIFEST_FILE)
+    standing = read_json(job.run / LAST_DIR / TRAINER_FILE)
+    return {
+        "seconds": standing["seconds"] + standing["window"]["seconds"],
+        "parameters": manifest["trained_parameters"],
+        "epoch": manifest["progress"]["epoch"],
+    }
 
 
 def _metrics(job: Job) -> tuple[str, ...]:

@@ -10,9 +10,15 @@ from lsvcr.baselines.generative_settings import SpokenSettings
 from lsvcr.baselines.registry import check_needs, entries
 from lsvcr.data.store import Dataset
 from lsvcr.experiments.compare_job import ALIGNED_LLM, ASK_LLM, COMMENTS, GENERATIVE, REGISTRY
-from lsvcr.experiments.compare_llm import aligned_inputs, reason_of_aligned, reason_of_generative
+from lsvcr.experiments.compare_llm import (
+    aligned_inputs,
+    reason_of_aligned,
+    reason_of_generative,
+    reason_of_hllm,
+)
 from lsvcr.schema import (
     COMMENT_FULL_EMBEDDINGS_FILE,
+    HLLM,
     LIKES,
     STAGE_TWO,
     VIDEO_FULL_EMBEDDINGS_FILE,
@@ -24,6 +30,7 @@ from lsvcr.settings import (
     CompareSettings,
     EvaluateLlmSettings,
     FittedSettings,
+    HllmSettings,
     RankSettings,
 )
 from lsvcr.training.rank_handover import find_stage_one
@@ -33,6 +40,9 @@ from lsvcr.utils.errors import UserError
 
 ALL, LIST = "all", "list"
 LSVCR = "lsvcr"
+
+_FOLDERS = {GENERATIVE: "generative", HLLM: "hllm"}
+"""Folders of settings, beside `baselines` and LSVCR's `compare`, by kind."""
 
 RowSettings = FittedSettings | RankSettings | EvaluateLlmSettings | SpokenSettings
 """Settings of a row: whose they are depends on who makes it."""
@@ -46,7 +56,7 @@ class Member:
         name: what a user types.
         summary: one sentence.
         entry: of the registry, where it comes from there.
-        kind: `REGISTRY`, `STAGE_TWO`, or one of compare_job: who trains or reads it.
+        kind: `STAGE_TWO`, `HLLM`, or one of compare_job: who trains or reads it.
         settings: dataclass of its settings.
         fixed: settings that make it what it is.
         config: name or path of the YAML file; empty = that of the name.
@@ -69,7 +79,7 @@ class Member:
 
     @property
     def trained(self) -> bool:
-        """Does the loop of stage two train it?"""
+        """Is it trained with validations between, of which the best counts?"""
         return issubclass(self.settings, (BaselineSettings, RankSettings))
 
     @property
@@ -129,6 +139,12 @@ _GENERATIVE = Member(
     GENERATIVE,
     SpokenSettings,
 )
+_HLLM = Member(
+    HLLM,
+    "HLLM with both its LLMs (--llm) in training: one reads videos' texts, one reads histories.",
+    HLLM,
+    HllmSettings,
+)
 _OF_COMMENTS = (
     Member(
         "comment_popularity",
@@ -150,9 +166,8 @@ _OF_COMMENTS = (
 def members() -> dict[str, Member]:
     """Every row there can be, baselines first."""
     registered = [Member(e.name, e.summary, REGISTRY, e.settings, entry=e.name) for e in entries().values()]
-    return {
-        member.name: member for member in (*registered, _GENERATIVE, *_OF_COMMENTS, *_PRODUCT, _ALIGNED_LLM)
-    }
+    every = (*registered, _HLLM, _GENERATIVE, *_OF_COMMENTS, *_PRODUCT, _ALIGNED_LLM)
+    return {member.name: member for member in every}
 
 
 def choose(names: str, dataset: Dataset, settings: CompareSettings) -> tuple[list[Member], dict[str, str]]:
@@ -225,6 +240,10 @@ def reason(member: Member, dataset: Dataset, settings: CompareSettings) -> str:
         return reason_of_aligned(stage_one_runs(settings), dataset, task)
     if member.kind == GENERATIVE:
         return reason_of_generative(settings.llm, dataset, task)
+    if member.kind == HLLM:
+        own = row_settings(member, settings)[1]
+        assert isinstance(own, HllmSettings)
+        return reason_of_hllm(settings.llm, own.item_fields, dataset, task)
     if member.kind == REGISTRY:
         if task is Task.COMM_RANK:
             return f"{member.name} recommends videos: compare it with --task Rec; here use comment_popularity"
@@ -282,7 +301,7 @@ def _config(member: Member, folder: Path) -> Path | None:
 
     It is looked for in `folder` from here on, then in that of the checkout.
     """
-    part = "compare" if member.is_product else "generative" if member.kind == GENERATIVE else "baselines"
+    part = "compare" if member.is_product else _FOLDERS.get(member.kind, "baselines")
     if member.config.endswith((".yaml", ".yml")):
         return Path(member.config)
     names = [member.config or member.name]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from lsvcr.baselines.generative_settings import SpokenSettings
+from lsvcr.data.rank_sequences import SequenceData
 from lsvcr.data.store import Dataset
 from lsvcr.experiments.compare_job import ALIGNED_LLM, COMMENTS, GENERATIVE, Job
 from lsvcr.experiments.compare_models import (
@@ -16,12 +17,14 @@ from lsvcr.experiments.compare_models import (
     stage_one_runs,
     turns,
 )
-from lsvcr.schema import STAGE_TWO, Task
+from lsvcr.schema import HLLM, STAGE_TWO, Task
 from lsvcr.settings import (
     BaselineSettings,
     CompareSettings,
+    HllmSettings,
     RankSettings,
 )
+from lsvcr.training.hllm import make_plan
 from lsvcr.utils.arguments import load_search
 from lsvcr.utils.errors import UserError
 
@@ -97,7 +100,7 @@ def job(
     """
     member = own.member
     values = {**chosen, **_placed(member, settings, place)}
-    complete = replace(own.settings, **values)
+    complete = _bounded(replace(own.settings, **values), dataset, settings.epochs)
     return Job(
         name=member.name,
         entry=member.entry,
@@ -124,10 +127,17 @@ def _placed(member: Member, settings: CompareSettings, place: int) -> dict[str, 
         values["seed"] = settings.seed + place
     if member.kind == STAGE_TWO:
         values |= sources(member, settings, place)
+    if member.kind in (GENERATIVE, HLLM):
+        values["model_name_or_path"] = settings.llm
     if member.kind == GENERATIVE:
-        values |= {
-            "model_name_or_path": settings.llm,
-            "max_rows": settings.max_rows,
-            "rows_seed": settings.seed,
-        }
+        values |= {"max_rows": settings.max_rows, "rows_seed": settings.seed}
     return values
+
+
+def _bounded(own: RowSettings, dataset: Dataset, epochs: int) -> RowSettings:
+    """A row's settings, where they count training in steps with no more of them than `epochs` have; 0 = any."""
+    if not epochs or not isinstance(own, HllmSettings) or own.max_steps <= 0:
+        return own
+    users = len(SequenceData(dataset, own.max_his))
+    whole = make_plan(replace(own, max_steps=-1, num_train_epochs=epochs), users, world=1).steps
+    return replace(own, max_steps=min(own.max_steps, whole))

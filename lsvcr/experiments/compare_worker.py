@@ -38,7 +38,7 @@ def work(file: Path) -> None:
     Raises:
         UserError: whatever training refuses.
     """
-    from lsvcr.experiments.compare_job import ASK_LLM, COMMENTS, OUTCOME_FILE, REGISTRY, Job
+    from lsvcr.experiments.compare_job import ASK_LLM, COMMENTS, OUTCOME_FILE, Job
 
     job = Job(**read_json(file))
     if job.kind in ASK_LLM:
@@ -48,7 +48,7 @@ def work(file: Path) -> None:
     elif job.kind == COMMENTS:
         outcome = _count_comments(job)
     else:
-        outcome = _registered(job) if job.kind == REGISTRY else _stage_two(job)
+        outcome = _trained(job)
         _validate(job)
     write_json(job.folder / OUTCOME_FILE, outcome)
 
@@ -58,6 +58,17 @@ def _end_with_the_command() -> None:
     while os.read(0, 1024):
         pass
     os._exit(ORPHANED_CODE)
+
+
+def _trained(job: Any) -> dict[str, Any]:
+    from lsvcr.experiments.compare_job import REGISTRY
+    from lsvcr.schema import HLLM
+
+    if job.kind == HLLM:
+        from lsvcr.experiments.compare_llm_work import train_hllm
+
+        return train_hllm(job)
+    return _registered(job) if job.kind == REGISTRY else _stage_two(job)
 
 
 def _registered(job: Any) -> dict[str, Any]:

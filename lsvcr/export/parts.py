@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lsvcr.data.store import Dataset
-from lsvcr.export.models import exporter
+from lsvcr.export.models import exporter, refuse_llm
 from lsvcr.schema import BEST_DIR, LAST_DIR, METRICS_FILE, SR_WEIGHTS_FILE, Task
 from lsvcr.training.baseline_setup import FittedSetup
 from lsvcr.training.rank_contract import Evaluated
@@ -77,6 +77,7 @@ def open_sources(checkpoints: Sequence[str], dataset: Dataset) -> dict[Task, Sou
     found: dict[Task, Source] = {}
     for given in checkpoints:
         folder = checkpoint_folder(given)
+        refuse_llm(folder)
         setup, manifest = restore(folder, dataset)
         if isinstance(setup, FittedSetup):
             exporter(setup.entry, folder)

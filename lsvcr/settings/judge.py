@@ -91,7 +91,8 @@ class CompareSettings:
         "", "stage-one run for the rows of LSVCR; several with commas between them: one a seed, in turn"
     )
     llm: str = option(
-        "", "causal LM of the row generative: hub id, folder, GGUF file, smollm2-135m or tiny-random"
+        "",
+        "causal LM of the rows generative and hllm: hub id, folder, GGUF file, smollm2-135m or tiny-random",
     )
     max_rows: int = option(
         0,

@@ -249,6 +249,8 @@ def restore(folder: Path, dataset: Dataset) -> tuple[HllmSetup, dict[str, Any]]:
                 f"{folder} was trained on another {what} LLM than what is now found as {settings.model_name_or_path!r} "
                 f"(user LLM: {settings.user_model_name_or_path!r}; empty = the same): put that one back"
             )
+    # As the engine kept them, in which the run was tested.
+    setup.model.heads.to(compute_dtype(settings.bf16))
     load_weights(setup.model, weights.tensors, str(folder / SR_WEIGHTS_FILE))
     setup.model.eval()
     return setup, manifest

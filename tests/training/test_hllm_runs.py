@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lsvcr import cli
 from lsvcr.experiments.against import Question, compare
 from lsvcr.experiments.runs import load_run, load_task_runs
 from lsvcr.schema import Task
@@ -135,6 +136,17 @@ def test_a_run_has_a_page(one: Runs, tmp_path: Path) -> None:
         told[name] = page.read_text()
         assert "hllm_full" in told[name] and "with LLMs in training" in told[name]
     assert "finished: 5 of 5 steps" in told["straight"]
+
+
+def test_no_bundle_is_made_of_a_run_and_it_is_told_what_can_be(
+    one: Runs, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(tiny_data), "--out", str(tmp_path / "bundle")]
+    assert cli.main(["export", str(one[0] / "straight"), *words]) != 0
+    told = capsys.readouterr().err
+    assert "is a run of `lsvcr hllm`, whose user model is an LLM" in told
+    assert "`lsvcr train hllm_light --time_buckets none`" in told and "`lsvcr train sasrec` can be" in told
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_dataset_is_refused(one: Runs, tiny_raw: Path, tmp_path: Path) -> None:
