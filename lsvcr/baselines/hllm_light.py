@@ -40,7 +40,7 @@ TABLE_ROWS = 1 << 16
 WHITENED_ROWS = 1 << 13
 """Items in double precision at once."""
 
-_LEAST_SHARE = 1e-7
+_LEAST_SHARE = 1e-10
 """Directions with less than this share of the largest one's variance are rounding, and left out."""
 
 
@@ -196,9 +196,14 @@ class HllmLight(TransformerBody):
         return projected + self.items(ids) if self.use_id else projected
 
     def normalised(self, ids: Tensor) -> Tensor:
-        """Videos (n,) -> their frozen vectors, whitened (n, directions); zeros where there is no text."""
-        given = self.vectors[ids].float()
-        return ((given - self.mean) @ self.whitening) * given.any(dim=1, keepdim=True)
+        """Videos (n,) -> their frozen vectors, whitened (n, directions); zeros where there is no text.
+
+        In double precision: directions of little variance are scaled up, and what float32 rounds off with them, which
+        differs with the number of videos that are asked for.
+        """
+        given = self.vectors[ids].double()
+        whitened = (given - self.mean) @ self.whitening.double()
+        return whitened.float() * given.any(dim=1, keepdim=True)
 
     def states(self, items: Tensor, real: Tensor, times: Tensor, asked: Tensor) -> Tensor:
         """The transformer's states.

@@ -460,4 +460,4 @@ def test_two_processes_have_the_negatives_and_gradients_of_one(tmp_path: Path) -
     made.training_loss(batch())["loss"].backward()
     for name, value in made.named_parameters():
         found = torch.from_numpy(np.load(tmp_path / f"{name}.npy"))
-        torch.testing.assert_close(found, value.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(found, value.grad, rtol=1e-4, atol=3e-6, msg=lambda m, n=name: f"{n}: {m}")

@@ -137,7 +137,8 @@ def test_one_process_with_a_batch_equals_two_with_half_of_it(one: Runs, two: Run
         torch.testing.assert_close(half["cache"], whole["cache"])
         for name, gradient in whole["gradients"].items():
             torch.testing.assert_close(half["gradients"][name], gradient, rtol=1e-3, atol=2e-6, msg=name)
-    assert min(float(gradient.abs().max()) for gradient in whole["gradients"].values()) > 0
+    silent = [name for name, gradient in whole["gradients"].items() if not gradient.any()]
+    assert not silent
 
 
 def test_a_folder_of_another_run_is_refused(one: Runs) -> None:
