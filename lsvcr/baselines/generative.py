@@ -108,8 +108,9 @@ class Tuner:
                 # The first epoch takes the place of the untuned LLM; without validation every epoch does.
                 gained = not (state.epoch and self._val) or state.best is None or val_loss < state.best
                 moved = replace(state, epoch=state.epoch + 1, step=state.step + self._steps, seconds=seconds)
+                # Before the checkpoint, so that a run killed between the two goes on with the line written.
+                curves.log(moved.step, {"val/loss": val_loss})
                 state = self._close_epoch(moved, val_loss, gained)
-                curves.log(state.step, {"val/loss": val_loss})
                 _log.info("epoch %d: validation loss %.4f", state.epoch, val_loss)
         return state
 

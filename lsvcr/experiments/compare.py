@@ -83,11 +83,9 @@ def check_settings(settings: CompareSettings) -> None:
         UserError: naming the flag.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError(
-            "`lsvcr compare` starts its own processes, one after the other: start it without a launcher"
-        )
-    least_values = (("seeds", 1), ("trials", 1), ("jobs", 1), ("epochs", 0), ("seed", 0), ("max_rows", 0))
-    for flag, least in least_values:
+        raise UserError("`lsvcr compare` starts its own processes: start it without a launcher")
+    bounds = {"seeds": 1, "trials": 1, "jobs": 1, "epochs": 0, "seed": 0, "max_rows": 0}
+    for flag, least in bounds.items():
         if getattr(settings, flag) < least:
             raise UserError(f"--{flag} {getattr(settings, flag)} must be {least} or more")
     parse_metric(settings.metric)

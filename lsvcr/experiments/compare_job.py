@@ -40,6 +40,7 @@ _STAMP = re.compile(r"\d\d:\d\d:\d\d ")
 _GIVE_UP_SECONDS = 20.0
 """What a process that is told to stop may take."""
 _running: "set[subprocess.Popen[bytes]]" = set()
+"""Processes that threads of this command wait for."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def perform(job: Job, tell: Callable[[str], None], threads: int = 0) -> None:
 
 
 def run_worker(words: list[str], log: Path, tell: Callable[[str], None], threads: int = 0) -> None:
-    """Start the worker on `words` and wait; what it says goes to the end of `log`.
+    """Start the worker on `words` and wait; what it says goes to the end of `log`. `threads`: see `perform`.
 
     The worker ends when this process does, however that happens: it watches its standard input.
 

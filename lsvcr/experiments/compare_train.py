@@ -1,6 +1,5 @@
 """Trains the models of a comparison, each in a process of its own, as many at a time as are asked for."""
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lsvcr.data.store import Dataset
 from lsvcr.experiments.compare_figures import Row
@@ -21,6 +22,7 @@ from lsvcr.utils.errors import UserError
 from lsvcr.utils.logging import duration, get_logger
 
 _LOOK_SECONDS = 0.1
+"""How often the command looks whether its threads are done, or whether it was stopped."""
 
 logger = get_logger(__name__)
 
@@ -40,7 +42,7 @@ class Trainer:
         self._dataset, self._settings = dataset, settings
         self._places = threading.BoundedSemaphore(settings.jobs)
         self._stopped = threading.Event()
-        self._threads = max(1, (os.cpu_count() or 1) // settings.jobs) if settings.jobs > 1 else 0
+        self._threads = max(1, torch.get_num_threads() // settings.jobs) if settings.jobs > 1 else 0
 
     def rows(self, recipes: Sequence[Recipe]) -> list[Row]:
         """Every row, in the order of `recipes`.
@@ -48,11 +50,9 @@ class Trainer:
         Raises:
             KeyboardInterrupt: after the processes have been told to end.
         """
-        if self._settings.jobs == 1:
-            return [self.settle(own) for own in recipes]
-        return self._at_once([partial(self.settle, own) for own in recipes])
+        return self._at_once([partial(self._settle, own) for own in recipes])
 
-    def settle(self, own: Recipe) -> Row:
+    def _settle(self, own: Recipe) -> Row:
         """Search a row's settings and train it with every seed; a model that fails becomes a row that says why."""
         row = Row(own)
         member = own.member
@@ -75,15 +75,13 @@ class Trainer:
 
     def _train(self, row: Row, jobs: Sequence[Job], tell: Callable[[str], None]) -> None:
         member, seed = row.member, self._settings.seed
-        labels = [f"{member.name}, seed {seed + place}" for place in range(len(jobs))]
-        if not member.seeded:
-            labels = [member.name] * len(jobs)
-        steps = [partial(self._perform, each, label, tell) for each, label in zip(jobs, labels, strict=True)]
-        if self._settings.jobs == 1:
-            for step in steps:
-                step()
-        else:
-            self._at_once(steps)
+        labels = [
+            f"{member.name}, seed {seed + place}" if member.seeded else member.name
+            for place in range(len(jobs))
+        ]
+        self._at_once(
+            [partial(self._perform, each, label, tell) for each, label in zip(jobs, labels, strict=True)]
+        )
 
     def _search(self, row: Row, tell: Callable[[str], None]) -> Mapping[str, Any]:
         """The best settings on validation, with the first seed; every trial is noted in the row."""
@@ -94,12 +92,7 @@ class Trainer:
         for number, values in enumerate(tried, start=1):
             each = job(row.recipe, values, self._dataset, settings)
             shown = ", ".join(f"{name} {value}" for name, value in values.items())
-            note: dict[str, Any] = {
-                "settings": values,
-                "value": None,
-                "why": "",
-                "folder": str(each.folder),
-            }
+            note: dict[str, Any] = {"settings": values, "value": None, "why": "", "folder": str(each.folder)}
             row.trials.append(note)
             try:
                 self._perform(each, f"{row.member.name}, trial {number} of {len(tried)}", tell, shown)
@@ -132,7 +125,12 @@ class Trainer:
         logger.info(f"{label}: {rows} {each.metric} {found.mean(each.metric):.4f}, {time_taken}")
 
     def _at_once(self, steps: Sequence[Callable[[], Any]]) -> list[Any]:
-        """What `steps` return, each called in a thread of its own; the first error of theirs, after the last step."""
+        """What `steps` return, each called in a thread of its own; the first error of theirs, after the last step.
+
+        With one place they are called in their order, without a thread.
+        """
+        if self._settings.jobs == 1:
+            return [step() for step in steps]
         with ThreadPoolExecutor(max(1, len(steps))) as pool:
             waiting: list[Future[Any]] = [pool.submit(step) for step in steps]
             try:

@@ -219,6 +219,8 @@ class Trainer:
             )
         elif last:
             state.best_epoch = state.epoch
+        # Before the checkpoint: a run killed between the two drops the line, but never goes on without one.
+        writer.log(state.step, figures)
         if is_main():
             if state.best_epoch == state.epoch:
                 self.folder.save_best(self.model, state, figures)
@@ -226,7 +228,6 @@ class Trainer:
                 self.model, self.optimizer.optimizer, self.accelerator.scaler, state, figures
             )
         barrier()
-        writer.log(state.step, figures)
 
     def _validates(self, epoch: int) -> bool:
         every = {"no": 0, "epoch": 1, "steps": self.settings.eval_steps}[self.settings.evaluation_strategy]

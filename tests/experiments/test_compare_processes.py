@@ -135,7 +135,7 @@ def test_as_many_models_train_at_once_as_are_asked_for(world, tmp_path, monkeypa
         raise JobFailed("met another")
 
     monkeypatch.setattr("lsvcr.experiments.compare_train.perform", meet)
-    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
     rows = "sasrec,lsvcr-id"
     with pytest.raises(
         UserError, match="no model could be trained: sasrec: met another; lsvcr-id: met another"

@@ -1,14 +1,10 @@
 """`lsvcr export` of SASRec: inner products or cosines, whatever its options, or a sentence and no bundle."""
 
 import json
-import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,25 +12,30 @@ from safetensors.torch import load_file, save_file
 from lsvcr import cli
 from lsvcr.baselines.registry import entries
 from lsvcr.baselines.sasrec import SASRec, SasrecSettings
-from lsvcr.evaluation.metrics import Ranks, compute
 from lsvcr.export import bundle as exporting
 from lsvcr.export.asked import Questions
 from lsvcr.export.bundle import export, summary
 from lsvcr.export.models import exporter
 from lsvcr.export.parts import open_sources
 from lsvcr.export.sasrec import part
-from lsvcr.schema import BEST_DIR, PAD, SR_WEIGHTS_FILE, Split, Task
+from lsvcr.schema import BEST_DIR, SR_WEIGHTS_FILE, Split, Task
 from lsvcr.serving.bundle import amend_manifest, open_bundle
 from lsvcr.serving.bundle_write import Part
 from lsvcr.serving.errors import BadRequest, BundleError
 from lsvcr.serving.runtime import Recommender
 from lsvcr.training.baseline import run as train
-from lsvcr.training.rank_evaluate import evaluate_checkpoint
 from lsvcr.utils.errors import UserError
 from tests.export.checkpoints import Place
-from tests.guards.source import ROOT
+from tests.export.sequence_bundles import (
+    ROUNDED,
+    SMALL,
+    answers_of_graph,
+    answers_without_torch,
+    rounded_as_told,
+    runtime_has_the_metrics_of_evaluate,
+    tampered,
+)
 
-SMALL = {"max_his": 5, "hidden": 16, "inner": 24, "heads": 2, "report_to": "none"}
 OPTIONS = {
     "inner products": {},
     "cosine": {"score": "cosine", "temperature": 0.07},
@@ -92,68 +93,25 @@ def test_every_option(tiny: Place, tmp_path: Path, name: str) -> None:
 @torch.no_grad()
 def test_graph_equals_the_model_for_any_lengths_and_padding(score: str, positions: str, norm: str) -> None:
     model = model_of(positions=positions, norm=norm, cosine=score == "cosine")
-    made_part = part(model)
-    session = onnxruntime.InferenceSession(made_part.encoder, providers=["CPUExecutionProvider"])
-    for lengths in ([0], [1], [6], [0, 0], [3, 6, 0, 1, 5, 2], [1, 2]):
-        ids = torch.zeros(len(lengths), max(1, *lengths, 1), dtype=torch.int64)
-        for row, length in enumerate(lengths):
-            ids[row, :length] = torch.randint(1, 21, (length,))
-        mask = (ids != PAD).numpy()
-        steps = made_part.entries[ids.numpy()]
-        steps[~mask] = math.nan
-        comments = np.full((len(lengths), 3, 16), math.nan, dtype=np.float32)
-        feed = {
-            "video": steps,
-            "video_mask": mask,
-            "comment": comments,
-            "comment_mask": comments[..., 0] == 0,
-        }
-        found = session.run(None, feed)[0]
+    for lengths, ids, found in answers_of_graph(part(model), 20):
         last = np.maximum(np.array(lengths) - 1, 0)
         states = model.states(ids)[torch.arange(len(lengths)), torch.from_numpy(last)]
         expected = torch.nn.functional.normalize(states, dim=-1) if score == "cosine" else states
-        assert found.shape == expected.shape and found.dtype == np.float32
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["inner products", "cosine", "norm last"])
 def test_metrics_through_the_runtime_are_those_of_evaluate(tiny: Place, tmp_path: Path, name: str) -> None:
-    run = made(tiny, name)
-    export(tiny.settings(run, out=str(tmp_path / "bundle"), verify_rows=1))
-    data = open_sources([str(run)], tiny.dataset)[Task.REC].setup.data(Split.TEST)
-    rows = np.arange(len(data))
-    answers = Recommender.load(tmp_path / "bundle").recommend_many(
-        Questions(data).videos(rows, tiny.dataset.n_videos)
-    )
-    ids = [None, *tiny.dataset.raw_ids("videos").to_list()]
-    higher, tied = [], []
-    for target, answer in zip(data.samples.video, answers, strict=True):
-        scores = {item.id: item.score for item in answer.items}
-        own = scores[ids[target]]
-        higher.append(sum(score > own for score in scores.values()))
-        tied.append(sum(score == own for score in scores.values()))
-    metrics = ("ndcg@10", "recall@5", "mrr@10")
-    values = compute(Ranks(np.arange(len(rows) + 1), np.array(higher), np.array(tied)), metrics)
-    report = evaluate_checkpoint(str(run), str(tiny.data), protocol="full")["protocols"]["full"]["metrics"]
-    for metric, value in values.items():
-        assert value.mean() == pytest.approx(report[metric]["value"], abs=1e-6), metric
+    runtime_has_the_metrics_of_evaluate(tiny, made(tiny, name), tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("name", ["inner products", "cosine"])
-@pytest.mark.parametrize(
-    "changes", [{"rows": "float16"}, {"rows": "int8"}, {"quantize": "int8"}], ids=lambda changes: str(changes)
-)
+@ROUNDED
 def test_rounded_rows_find_the_best_of_what_they_hold(
     tiny: Place, tmp_path: Path, name: str, changes: dict[str, str]
 ) -> None:
     manifest = export(tiny.settings(made(tiny, name), out=str(tmp_path / "bundle"), **changes))
-    found = manifest["verified"]["rec"]
-    assert 0.7 < found["overlap@10"] <= 1 and 1e-6 < found["max_difference"] < 0.05
-    if "rows" in changes:
-        assert found["max_difference_but_for_rounded_rows"] < 1e-5
-        assert not found["other_top_10_but_for_rounded_rows"]
-    else:
-        assert manifest["parts"]["rec"]["encoder"] == "int8"
+    rounded_as_told(manifest, changes)
 
 
 def test_scores_are_inner_products_of_any_size(tiny: Place, tmp_path: Path) -> None:
@@ -173,17 +131,7 @@ def test_scores_are_inner_products_of_any_size(tiny: Place, tmp_path: Path) -> N
 @pytest.mark.parametrize("what", ["items", "entries", "encoder"])
 def test_a_bundle_that_answers_otherwise_is_refused(tiny: Place, tmp_path: Path, monkeypatch, what) -> None:
     run, other = made(tiny), made(tiny, "norm last")
-    make = exporting.make_part
-
-    def tampered(source) -> Part:
-        right = make(source)
-        if what == "encoder":
-            return replace(right, encoder=make(open_sources([str(other)], tiny.dataset)[Task.REC]).encoder)
-        wrong = getattr(right, what).copy()
-        wrong[1:] = np.roll(wrong[1:], 1, axis=0)
-        return replace(right, **{what: wrong})
-
-    monkeypatch.setattr(exporting, "make_part", tampered)
+    monkeypatch.setattr(exporting, "make_part", tampered(what, tiny, other))
     with pytest.raises(UserError, match="does not answer as .*sasrec inner products.* does, so it was not"):
         export(tiny.settings(run, out=str(tmp_path / "bundle")))
     assert not list(tmp_path.iterdir())
@@ -291,14 +239,7 @@ def test_a_trained_run_and_its_metrics(tiny: Place, tmp_path: Path, fresh_accele
 def test_the_bundle_answers_without_torch(tiny: Place, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     export(tiny.settings(made(tiny), out=str(out), verify_rows=1, rows="int8"))
-    code = (
-        "import sys; from lsvcr.serving.runtime import Recommender\n"
-        f"r = Recommender.load({str(out)!r})\n"
-        "assert len(r.recommend([1, 2], [{'video': 1, 'comments': [4]}], k=3).items) == 3\n"
-        "assert len(r.recommend([], k=3).items) == 3\n"
-        "assert not {'torch', 'transformers', 'polars', 'onnx'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    answers_without_torch(out)
 
 
 def test_what_a_part_ranks_by_is_read_back_and_checked(tiny: Place, tmp_path: Path) -> None:

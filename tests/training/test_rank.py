@@ -224,6 +224,26 @@ def test_interrupted_run_equals_the_uninterrupted_one(
     assert steps == [5, 10, 15]
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_kill_just_before_or_after_a_checkpoint_leaves_one_line_an_epoch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool
+) -> None:
+    chosen = settings(data, tmp_path, num_train_epochs=3)
+    save = training.RunFolder.save_last
+
+    def save_and_die(self: training.RunFolder, *parts: object) -> None:
+        if saved:
+            save(self, *parts)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training.RunFolder, "save_last", save_and_die)
+        run(chosen)
+    run(chosen)
+    lines = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [5, 10, 15]
+
+
 def test_a_kill_between_the_two_renames_of_last_loses_nothing(data: Path, tmp_path: Path) -> None:
     chosen = settings(data, tmp_path, num_train_epochs=1)
     run(chosen)
