@@ -13,7 +13,7 @@ import numpy as np
 from lsvcr.schema import PAD
 from lsvcr.serving.rows import Score, StoredRows, let_go, stored_rows
 from lsvcr.serving.topk import at_least, best, best_of_each, dots, reached_by_each
-from lsvcr.serving.whole_numbers import WholeNumberProduct
+from lsvcr.serving.whole_numbers import Product, product_for
 
 _SCORES = 1 << 22
 """Scores kept at once (16 MiB): more users than fit are taken in parts."""
@@ -21,11 +21,6 @@ _ROWS = 1 << 13
 """Rows unpacked at once: they stay in the processor's cache."""
 _FEW = 1 << 15
 """Rows of float32 up to which one product with all of them takes no longer than sketches do."""
-_STEPS = 63
-"""Steps from 0 to the largest number of a user's vector: 7 bits with the sign. With 8, sums of two products exceed
-the 16 bits that processors without VNNI instructions keep them in."""
-_ZERO = 64
-"""What stands for 0 in the user's numbers, which ONNX Runtime wants without a sign."""
 _PRODUCT = 1 << 20
 """Rows of one product. More take more memory while they are made; a fourth of these took a tenth longer a row."""
 _LIKELY = 1 << 13
@@ -111,55 +106,57 @@ class SketchIndex:
 
     def __init__(self, rows: StoredRows, threads: int = 1) -> None:
         self._rows = rows
-        self._scale = np.empty(len(self), dtype=np.float32) if rows.scale is None else rows.scale
         self._longest = self._residual = 0.0
-        self._products = []
+        self._products: list[Product] = []
+        scale = np.empty(len(self), dtype=np.float32) if rows.scale is None else rows.scale
         buffer = np.empty((min(_PRODUCT, len(self)), rows.values.shape[1]), dtype=np.int8)
+        product = product_for(*rows.values.shape)
+        self._rounded = product.rounded
         for start in range(0, len(self), _PRODUCT):
-            sketch = self._sketch(start, buffer[: len(self) - start])
-            self._products.append(WholeNumberProduct(sketch, _ZERO, threads))
-        let_go(rows.values)
+            part = scale[start : start + _PRODUCT]
+            sketch = self._sketch(start, buffer[: len(part)], part)
+            self._products.append(product(sketch, part, threads))
+        for stored in (rows.values, rows.scale):
+            if stored is not None:
+                let_go(stored)
 
     def __len__(self) -> int:
         return len(self._rows.values)
 
     def search(self, users: np.ndarray, ks: Sequence[int], without: Sequence[np.ndarray]) -> list[Found]:
         """See `Index`."""
-        # The user's numbers go without their scale, which changes no order: one pass less over all rows.
-        scales = np.maximum(np.abs(users).max(axis=1, initial=0), 1e-30) / _STEPS
-        rounded = np.rint(users / scales[:, None])
-        slack = self._slack(users, rounded * scales[:, None]) / scales
+        # The estimates go without the unit of each user, which changes no order: one pass less over all rows.
+        rounded = self._rounded(users)
+        slack = self._slack(users, rounded.vectors) / rounded.unit
         found: list[Found] = []
         step = max(1, _SCORES // len(self))
         for start in range(0, len(users), step):
             part = slice(start, start + step)
-            sketches = self._sketches((rounded[part] + _ZERO).astype(np.uint8))
+            sketches = self._sketches(rounded.numbers[part])
             found += _best(self._rows, users[part], sketches, slack[part], ks[part], without[part])
         return found
 
-    def _sketch(self, first: int, out: np.ndarray) -> np.ndarray:
-        """Fill `out` (m, d) int8 with the numbers of the rows from `first` on, and note their scales and lengths."""
-        for start in range(first, first + len(out), _ROWS):
-            part = slice(start, min(start + _ROWS, first + len(out)))
-            vectors = self._rows.take(part)
+    def _sketch(self, first: int, out: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Fill `out` (m, d) int8 with the numbers of the rows from `first` on; `scale` (m,) too if they have none."""
+        for start in range(0, len(out), _ROWS):
+            part = slice(start, min(start + _ROWS, len(out)))
+            rows = slice(first + part.start, first + part.stop)
+            vectors = self._rows.take(rows)
             if self._rows.scale is None:
-                values, scale = stored_rows(vectors, "int8")
-                assert scale is not None, "rows of int8 have one"
-                self._residual = max(self._residual, _longest(vectors - values * scale[:, None]))
-                self._scale[part] = scale
+                out[part], found = stored_rows(vectors, "int8")
+                assert found is not None, "rows of int8 have one"
+                scale[part] = found
+                self._residual = max(self._residual, _longest(vectors - out[part] * found[:, None]))
             else:
-                values = self._rows.values[part]
-            out[start - first : part.stop - first] = values
+                out[part] = self._rows.values[rows]
             self._longest = max(self._longest, _longest(vectors))
         return out
 
-    def _sketches(self, users: np.ndarray) -> np.ndarray:
-        """Users (B, d) uint8 with all sketches, (B, n + 1) float32."""
-        found = np.empty((len(users), len(self)), dtype=np.float32)
+    def _sketches(self, numbers: np.ndarray) -> np.ndarray:
+        """Users' numbers (B, d) with all sketches, (B, n + 1) float32."""
+        found = np.empty((len(numbers), len(self)), dtype=np.float32)
         for start, product in zip(range(0, len(self), _PRODUCT), self._products, strict=True):
-            part = slice(start, start + _PRODUCT)
-            scale = self._scale[part]
-            np.multiply(product(users), scale, out=found[:, part], dtype=np.float32, casting="unsafe")
+            product(numbers, found[:, start : start + _PRODUCT])
         return found
 
     def _slack(self, users: np.ndarray, rounded: np.ndarray) -> np.ndarray:

@@ -1,5 +1,8 @@
 """Every index against all scores sorted."""
 
+import time
+from unittest import mock
+
 import numpy as np
 import onnx
 import pytest
@@ -11,10 +14,23 @@ from lsvcr.serving import whole_numbers
 from lsvcr.serving.index import ExactIndex, SketchIndex, open_index
 from lsvcr.serving.rows import StoredRows, let_go, stored_rows
 from lsvcr.serving.topk import best, best_of_each, dots, reached_by, reached_by_each
-from lsvcr.serving.whole_numbers import WholeNumberProduct, _product_graph
+from lsvcr.serving.whole_numbers import BlockProduct, WholeNumberProduct, product_for
 from tests.serving.bundles import unit
 
 KINDS = ("float32", "float16", "int8")
+PRODUCTS = (WholeNumberProduct, BlockProduct)
+
+
+def with_product(product):
+    """Sketches with this product, however few the rows."""
+    return mock.patch.object(index_module, "product_for", lambda n, d: product)
+
+
+def numbers(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
+    """(n, d) int8; the first two give the largest sums."""
+    rows = rng.integers(-127, 128, (n, d)).astype(np.int8)
+    rows[0], rows[1] = 127, -127
+    return rows
 
 
 def random_rows(rng: np.random.Generator, n: int, d: int, distinct: int) -> np.ndarray:
@@ -57,14 +73,16 @@ def assert_best(found, scores: np.ndarray, k: int) -> None:
     k=st.sampled_from([1, 3, 10, 100, 5000]),
     share=st.sampled_from([0.0, 0.1, 0.9, 1.0]),
     distinct=st.sampled_from([1, 7, 4000]),
+    product=st.sampled_from(PRODUCTS),
 )
-def test_finds_the_best_without_what_is_left_out(seed, n, d, kind, k, share, distinct):
+def test_finds_the_best_without_what_is_left_out(seed, n, d, kind, k, share, distinct, product):
     rng = np.random.default_rng(seed)
     rows = stored_rows(random_rows(rng, n, d, distinct), kind)
     users = unit(rng.standard_normal((3, d)))
     users[2] = 0
     without = [np.flatnonzero(rng.random(n + 20) < share) for _ in users]
-    found = open_index(rows).search(users, [k, 1, k], without)
+    with with_product(product):
+        found = open_index(rows).search(users, [k, 1, k], without)
     for user, own, some, count in zip(users, found, without, [k, 1, k], strict=True):
         assert_best(own, brute(rows, user, set(some.tolist())), count)
 
@@ -77,13 +95,15 @@ def test_finds_the_best_without_what_is_left_out(seed, n, d, kind, k, share, dis
     kind=st.sampled_from(["float32", "int8"]),
     k=st.sampled_from([1, 10, 100]),
     spread=st.sampled_from([0.0, 1e-6, 1.0]),
+    product=st.sampled_from(PRODUCTS),
 )
-def test_finds_the_largest_products_of_vectors_of_any_length(seed, n, size, kind, k, spread):
+def test_finds_the_largest_products_of_vectors_of_any_length(seed, n, size, kind, k, spread, product):
     rng = np.random.default_rng(seed)
     vectors = rng.standard_normal(16) + spread * rng.standard_normal((n + 1, 16))
     rows = stored_rows((size * vectors).astype(np.float32), kind)
     users = (size * rng.standard_normal((3, 16))).astype(np.float32)
-    index = open_index(rows, "inner product")
+    with with_product(product):
+        index = open_index(rows, "inner product")
     for user, own in zip(users, index.search(users, [k] * 3, [np.zeros(0, np.int64)] * 3), strict=True):
         exact = dots(rows.take(np.arange(n + 1)), user)
         exact[0] = -np.inf
@@ -94,12 +114,14 @@ def test_finds_the_largest_products_of_vectors_of_any_length(seed, n, size, kind
 
 @pytest.mark.parametrize("likely", [5, 1 << 13])
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_user_and_many_in_parts_of_rows_and_of_users(kind, likely, monkeypatch):
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_one_user_and_many_in_parts_of_rows_and_of_users(product, kind, likely, monkeypatch):
     rng = np.random.default_rng(0)
     monkeypatch.setattr(index_module, "_LIKELY", likely)  # five rows of all users are no ten of each
     monkeypatch.setattr(index_module, "_SCORES", 3000)  # three users at once
     monkeypatch.setattr(index_module, "_PRODUCT", 300)
     monkeypatch.setattr(index_module, "_ROWS", 77)
+    monkeypatch.setattr(index_module, "product_for", lambda n, d: product)
     rows = stored_rows(random_rows(rng, 999, 16, 5000), kind)
     users = unit(rng.standard_normal((8, 16)))
     without = [rng.integers(0, 1000, 20) for _ in users]
@@ -156,14 +178,53 @@ def test_a_bound_of_each_row_is_that_of_the_row_alone(n, ks, seed):
         assert bounds.dtype == np.float32 and bounds.tolist() == alone
 
 
-def test_the_product_of_whole_numbers():
-    rng = np.random.default_rng(0)
-    rows = rng.integers(-127, 128, (500, 33)).astype(np.int8)
-    users = rng.integers(0, 128, (4, 33)).astype(np.uint8)
-    users[0], rows[0] = 127, 127  # the largest sums: nothing is cut off at 16 bits
-    users[1], rows[1] = 0, -127
-    expected = (users.astype(np.int64) - 64) @ rows.T.astype(np.int64)
-    np.testing.assert_array_equal(WholeNumberProduct(rows, 64)(users), expected)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("d", [33, 64, 100, 128])
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_a_product_is_that_of_the_rounded_users(product, d, threads):
+    rng = np.random.default_rng(d)
+    rows, scale = numbers(rng, 500, d), rng.uniform(0.5, 2, 500).astype(np.float32)
+    users = rng.standard_normal((4, d)).astype(np.float32)
+    users[0], users[3] = 9, 0  # the largest sums: nothing is cut off at 16 bits
+    rounded = product.rounded(users)
+    step = np.abs(users).max(axis=1, keepdims=True) / 63
+    assert (np.abs(rounded.vectors - users) <= step / 2 + 1e-6).all()
+    found = np.empty((4, 500), dtype=np.float32)
+    product(rows, scale, threads)(rounded.numbers, found)
+    expected = rounded.vectors.astype(np.float64) @ (rows * scale[:, None].astype(np.float64)).T
+    error = np.abs(found * rounded.unit[:, None] - expected).max(axis=1)
+    assert (error <= 1e-6 * np.linalg.norm(users, axis=1) * 2 * 127 * d**0.5).all()
+
+
+def test_a_product_of_many_rows_reads_them_in_blocks(monkeypatch):
+    """Where the processor and ONNX Runtime have what that takes, which those of the tests do."""
+    d = 64
+    assert product_for(1000, d) is WholeNumberProduct
+    assert product_for(1 << 20, d) is BlockProduct
+    for fault in ("refuses", "wrong", "slow"):
+        whole_numbers._blocks_work.cache_clear()
+        monkeypatch.setattr(whole_numbers, "BlockProduct", faulty(fault))
+        assert product_for(1 << 20, d) is WholeNumberProduct
+    whole_numbers._blocks_work.cache_clear()
+
+
+def faulty(fault: str) -> type[BlockProduct]:
+    """A product in blocks as of a machine that has none."""
+
+    class Faulty(BlockProduct):
+        def __init__(self, rows, scale, threads=1):
+            if fault == "refuses":
+                raise RuntimeError("bits must be 4")
+            super().__init__(rows, scale, threads)
+
+        def __call__(self, numbers, out):
+            super().__call__(numbers, out)
+            if fault == "wrong":
+                out[0, 0] = 0
+            if fault == "slow":
+                time.sleep(0.02)
+
+    return Faulty
 
 
 def test_rows_are_read_once_and_then_not_kept_in_memory(tmp_path, monkeypatch):
@@ -178,9 +239,11 @@ def test_rows_are_read_once_and_then_not_kept_in_memory(tmp_path, monkeypatch):
     assert_best(index.search(user, [10], [np.zeros(0, np.int64)])[0], brute(rows, user[0], set()), 10)
 
 
-def test_columns_that_the_runtime_reads_again_are_kept(monkeypatch):
-    rows = np.random.default_rng(0).integers(-127, 128, (500, 33)).astype(np.int8)
-    users = np.arange(66, dtype=np.uint8).reshape(2, 33)
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_rows_that_the_runtime_reads_again_are_kept(product, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows, scale = numbers(rng, 500, 33), np.ones(500, dtype=np.float32)
+    rounded = product.rounded(rng.standard_normal((2, 33)).astype(np.float32))
     plain = whole_numbers.session_options
 
     def without_own_order(threads):
@@ -188,19 +251,42 @@ def test_columns_that_the_runtime_reads_again_are_kept(monkeypatch):
         options.add_session_config_entry("session.disable_prepacking", "1")
         return options
 
+    expected, found = np.empty((2, 2, 500), dtype=np.float32)
+    product(rows, scale)(rounded.numbers, expected)
     monkeypatch.setattr(whole_numbers, "session_options", without_own_order)
-    expected = (users.astype(np.int64) - 64) @ rows.T.astype(np.int64)
-    np.testing.assert_array_equal(WholeNumberProduct(rows, 64)(users), expected)
+    product(rows, scale)(rounded.numbers, found)
+    # Without an order of its own the runtime multiplies the blocks in float32.
+    assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
 
 
-def test_the_graph_is_what_the_onnx_package_reads():
-    model = onnx.load_from_string(_product_graph(200, 3, 64))
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_the_graph_is_what_the_onnx_package_reads(product, monkeypatch):
+    graphs = []
+    session = whole_numbers.ort.InferenceSession
+    monkeypatch.setattr(
+        whole_numbers.ort,
+        "InferenceSession",
+        lambda graph, *args, **kw: (graphs.append(graph), session(graph, *args, **kw))[1],
+    )
+    product(numbers(np.random.default_rng(0), 200, 70), np.ones(200, dtype=np.float32))
+    model = onnx.load_from_string(graphs[0])
     (node,) = model.graph.node
-    assert (node.op_type, list(node.input)) == ("MatMulInteger", ["users", "columns", "zero"])
-    columns, zero = model.graph.initializer
-    assert list(columns.dims) == [3, 200] and columns.data_type == onnx.TensorProto.INT8
-    assert columns.data_location == onnx.TensorProto.EXTERNAL
-    assert onnx.numpy_helper.to_array(zero).dtype == np.uint8 and onnx.numpy_helper.to_array(zero) == 64
-    columns.raw_data, columns.data_location = bytes(600), onnx.TensorProto.DEFAULT
-    del columns.external_data[:]
-    onnx.checker.check_model(model, full_check=True)
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    if product is WholeNumberProduct:
+        assert (node.op_type, list(node.input)) == ("MatMulInteger", ["users", "columns", "zero"])
+        assert shapes == {"columns": [70, 200], "zero": []}
+        columns, zero = model.graph.initializer
+        assert onnx.numpy_helper.to_array(zero).dtype == np.uint8 and onnx.numpy_helper.to_array(zero) == 64
+        assert columns.data_location == onnx.TensorProto.EXTERNAL
+        columns.raw_data, columns.data_location = bytes(14_000), onnx.TensorProto.DEFAULT
+        del columns.external_data[:]
+        onnx.checker.check_model(model, full_check=True)
+    else:
+        assert (node.domain, node.op_type, list(node.input)) == (
+            "com.microsoft",
+            "MatMulNBits",
+            ["users", "rows", "scales"],
+        )
+        assert shapes == {"rows": [200, 2, 64], "scales": [400]}
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        assert attributes == {"K": 70, "N": 200, "bits": 8, "block_size": 64, "accuracy_level": 4}
