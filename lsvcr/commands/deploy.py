@@ -25,6 +25,11 @@ def _serve(settings: ServeSettings) -> None:
     # Read when NumPy and faiss are loaded: a product in two threads would take the event loop's core from it.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(settings.threads))
+    if settings.processes > 1:
+        from lsvcr.serving.http.processes import serve_in_processes
+
+        serve_in_processes(settings)
+        return
     from lsvcr.serving.http.server import serve
 
     serve(settings)

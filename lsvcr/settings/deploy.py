@@ -76,18 +76,24 @@ class ServeSettings:
         "file with the token of the admin routes; empty = LSVCR_ADMIN_TOKEN; without either there are no such routes",
     )
     verify: bool = option(True, "compare the bundle's files with their checksums before serving")
+    processes: int = option(
+        1,
+        "processes that answer at one port; more than 1 take no changes of the catalogue (SIGHUP exchanges bundles)",
+    )
     threads: int = option(1, "threads of one run: of the encoder and of the product with the items")
     workers: int = option(2, "runs at a time, each in a thread of its own")
     batch_size: int = option(64, "histories that one encoder run takes at most")
     batch_wait_ms: float = option(
         0.0, "how long an idle worker waits for company; 0 = requests wait only while all workers are busy"
     )
-    queue: int = option(2048, "histories that may wait; beyond it 503 with Retry-After")
+    queue: int = option(2048, "histories that may wait, in each process; beyond it 503 with Retry-After")
     request_timeout: float = option(5.0, "seconds after which a request that is not answered gets 504")
     client_timeout: float = option(10.0, "seconds a client may take to send a request, or to take an answer")
     keep_alive: float = option(75.0, "seconds an idle connection stays open")
     graceful_timeout: float = option(30.0, "seconds that requests in work have to end after SIGTERM")
-    max_connections: int = option(10_000, "connections at a time; further ones get 503 at once")
+    max_connections: int = option(
+        10_000, "connections at a time, of each process; further ones get 503 at once"
+    )
     max_body_bytes: int = option(1 << 20, "bytes of a request's body")
     max_history: int = option(1000, "entries of a history, and comments in all of its visits together")
     max_k: int = option(1000, "items of one answer")

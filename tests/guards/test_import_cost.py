@@ -60,3 +60,8 @@ def test_serving_loads_no_torch():
     if not (PACKAGE / "serving").is_dir() or not list((PACKAGE / "serving").glob("*.py")):
         return  # nothing to serve with yet
     assert not {"torch", "transformers"} & loaded_by("import lsvcr.serving")
+
+
+def test_the_process_above_those_that_serve_stays_small():
+    loaded = loaded_by("import lsvcr.cli, lsvcr.serving.http.processes")
+    assert not (HEAVY | {"numpy", "faiss", "fastapi", "uvicorn", "prometheus_client"}) & loaded

@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import select
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
 BUFFERED_BYTES = 1 << 16
@@ -16,12 +18,14 @@ class Log:
 
     Args:
         form: `json` or `text`.
-        descriptor: file descriptor of the output.
+        descriptor: file descriptor of the output. Processes may share it.
+        always: fields that every line ends with.
     """
 
-    def __init__(self, form: Literal["text", "json"] = "json", descriptor: int = 2) -> None:
+    def __init__(self, form: Literal["text", "json"] = "json", descriptor: int = 2, **always: Any) -> None:
         self._form = form
         self._descriptor = descriptor
+        self._always = always
         self._lock = threading.Lock()
         self._buffer: list[bytes] = []
         self._size = 0
@@ -48,16 +52,18 @@ class Log:
         with self._lock:
             if not self._buffer:
                 return
-            rest = memoryview(b"".join(self._buffer))
-            self._buffer, self._size = [], 0
+            lines, self._buffer, self._size = self._buffer, [], 0
             try:
-                while rest:
-                    rest = rest[os.write(self._descriptor, rest) :]
+                for whole in _together(lines):
+                    rest = memoryview(whole)
+                    while rest:
+                        rest = rest[os.write(self._descriptor, rest) :]
             except OSError:
                 return
 
     def _line(self, level: str, event: str, fields: dict[str, Any]) -> bytes:
         stamp = self._now()
+        fields = {**fields, **self._always}
         if self._form == "json":
             return (json.dumps({"time": stamp, "level": level, "event": event, **fields}) + "\n").encode()
         words = " ".join(f"{name}={json.dumps(value)}" for name, value in fields.items())
@@ -70,6 +76,19 @@ class Log:
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
             self._second = second
         return f"{self._stamp}.{int((now - second) * 1000):03d}Z"
+
+
+def _together(lines: list[bytes]) -> Iterator[bytes]:
+    """Whole lines, as many at a time as a pipe takes in one piece: other processes may write into the same one."""
+    part: list[bytes] = []
+    size = 0
+    for line in lines:
+        if part and size + len(line) > select.PIPE_BUF:
+            yield b"".join(part)
+            part, size = [], 0
+        part.append(line)
+        size += len(line)
+    yield b"".join(part)
 
 
 class LogHandler(logging.Handler):

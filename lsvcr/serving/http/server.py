@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import gc
 import logging
 import os
@@ -12,8 +11,8 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import uvicorn
 from prometheus_client import disable_created_metrics
@@ -24,11 +23,11 @@ from lsvcr.serving.http.log import Log, LogHandler
 from lsvcr.serving.http.page import read_page
 from lsvcr.serving.http.protocol import Connection, ConnectionLimits
 from lsvcr.serving.http.service import Service, load
+from lsvcr.serving.http.starting import BACKLOG, bind, check, read_token, url_of
 from lsvcr.settings import ServeSettings
-from lsvcr.utils.errors import UserError
 
-TOKEN_VARIABLE = "LSVCR_ADMIN_TOKEN"
-BACKLOG = 4096
+S = TypeVar("S", bound="Server")
+
 SWITCH_SECONDS = 0.0005
 """How long the worker may hold the interpreter while the event loop wants it; Python's own 5 ms is a long wait. The
 processor time of a request is the same with both (measured); the value is an assumption."""
@@ -46,10 +45,32 @@ def serve(settings: ServeSettings) -> None:
         UserError: a bad bundle, state folder, token file or address.
         KeyboardInterrupt: stopped by Ctrl-C.
     """
-    _check(settings)
+    check(settings)
     token = read_token(settings)
     listener = bind(settings.host, settings.port)
     log = Log(settings.log_format)
+    server = make_server(settings, token, log, Server)
+    try:
+        server.run([listener])
+    finally:
+        server.service.close()
+        log.event("info", "stopped", signal=server.stopped_by)
+    if server.stopped_by == "SIGINT":
+        raise KeyboardInterrupt
+
+
+def make_server(settings: ServeSettings, token: str | None, log: Log, kind: type[S]) -> S:
+    """A server with its bundle opened, which does not listen yet.
+
+    Args:
+        settings: looked at before.
+        token: the admin token; None = no admin routes.
+        log: where it tells what happens, and other packages too.
+        kind: the class of the server.
+
+    Raises:
+        UserError: a bad bundle or state folder.
+    """
     handler = LogHandler(log)
     for name in ("uvicorn", "asyncio", "lsvcr"):
         logger = logging.getLogger(name)
@@ -79,18 +100,13 @@ def serve(settings: ServeSettings) -> None:
         timeout_keep_alive=max(1, round(settings.keep_alive)),
         timeout_graceful_shutdown=max(1, round(settings.graceful_timeout)),
     )
-    server = Server(config, service, most, began)
-    try:
-        server.run([listener])
-    finally:
-        service.close()
-        log.event("info", "stopped", signal=server.stopped_by)
-    if server.stopped_by == "SIGINT":
-        raise KeyboardInterrupt
+    return kind(config, service, most, began)
 
 
 class Server(uvicorn.Server):
     """uvicorn's server, which ends well after SIGTERM, reopens the bundle on SIGHUP and looks after slow clients."""
+
+    ended_by: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self, config: uvicorn.Config, service: Service, most: int, began: float) -> None:
         super().__init__(config)
@@ -111,17 +127,19 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reopen)
         await super().startup(sockets)
         for listener in sockets or []:
-            host, port = listener.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            self.service.log.event(
-                "info",
-                "ready",
-                url=f"http://{shown}:{port}/",
-                bundle=self.service.path,
-                tasks=list(self.service.recommender.tasks),
-                seconds=round(time.perf_counter() - self.began, 3),
-                pid=os.getpid(),
-            )
+            self.tell_ready(listener)
+
+    def tell_ready(self, listener: socket.socket) -> None:
+        """One line when requests are answered."""
+        self.service.log.event(
+            "info",
+            "ready",
+            url=url_of(listener),
+            bundle=self.service.path,
+            tasks=list(self.service.recommender.tasks),
+            seconds=round(time.perf_counter() - self.began, 3),
+            pid=os.getpid(),
+        )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept nothing more, finish what was taken."""
@@ -143,8 +161,10 @@ class Server(uvicorn.Server):
     def _look_after(self, connections: bool) -> None:
         self.service.batcher.sweep()
         self.service.log.flush()
+        self.service.metrics.refresh()
         if not connections:
             return
+        self.service.metrics.refresh_process()
         self._tell_refused()
         for connection in list(self.server_state.connections):
             connection.tick()  # type: ignore[union-attr]
@@ -173,9 +193,7 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, but the signal is not raised again after a graceful end: that was the answer to it."""
-        earlier = {
-            number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        earlier = {number: signal.signal(number, self.handle_exit) for number in self.ended_by}
         try:
             yield
         finally:
@@ -197,60 +215,3 @@ def spare_modules() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER)
-
-
-def read_token(settings: ServeSettings) -> str | None:
-    """The admin token, from the file or the environment; None = no admin routes.
-
-    Raises:
-        UserError: the file cannot be read, or holds no token or something that is none.
-    """
-    where = settings.admin_token_file or f"the variable {TOKEN_VARIABLE}"
-    if settings.admin_token_file:
-        try:
-            token = Path(settings.admin_token_file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"the token file {where} cannot be read: {reason}") from None
-    else:
-        token = os.environ.get(TOKEN_VARIABLE, "").strip()
-        if not token:
-            return None
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise UserError(f"{where} holds no token: write one line of letters and digits without spaces")
-    return token
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to the address.
-
-    Raises:
-        UserError: no such address, or the port is taken.
-    """
-    if not 0 <= port <= 65535:
-        raise UserError(f"--port is a number from 0 to 65535, not {port}")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        remedy = "choose another --port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "mend --host"
-        raise UserError(f"cannot listen on {host} port {port}: {error.strerror or error}; {remedy}") from None
-    return listener
-
-
-def _check(settings: ServeSettings) -> None:
-    for name in (
-        "threads", "workers", "batch_size", "queue", "max_connections", "max_body_bytes", "max_history", "max_k",
-        "max_batch", "max_candidates",
-    ):  # fmt: skip
-        if getattr(settings, name) < 1:
-            raise UserError(f"--{name} is at least 1")
-    for name in ("request_timeout", "client_timeout", "keep_alive", "graceful_timeout"):
-        if getattr(settings, name) <= 0:
-            raise UserError(f"--{name} is more than 0 seconds")
-    if settings.batch_wait_ms < 0:
-        raise UserError("--batch_wait_ms is at least 0")

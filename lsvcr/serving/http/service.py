@@ -56,7 +56,7 @@ class Service:
         self.path = settings.bundle
         self.settings = settings
         self.log = log
-        self.metrics = Metrics(self.numbers)
+        self.metrics = Metrics(self.numbers, settings.processes > 1)
         self.draining = False
         self.batcher: Batcher
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="service")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lsvcr.cli import main
 from tests.serving.bundles import make_bundle
 from tests.serving.http.process import ServerProcess
 
@@ -41,3 +42,16 @@ def start(bundle: Path, tmp_path: Path) -> Iterator[Callable[..., ServerProcess]
         if each.process.poll() is None:
             each.process.kill()
             each.process.wait()
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the command in this process, where it is to end before it serves; what it says."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # so that the command leaves the environment alone
+
+    def run(*words: str) -> str:
+        assert main(["serve", *words]) == 2
+        return capfd.readouterr().err
+
+    return run

@@ -51,10 +51,13 @@ class ServerProcess:
         flags: more flags, `--name`, value, ...
         log: file that receives stderr.
         token: the admin token; None = none.
+        port: where it listens; None = a free port.
     """
 
-    def __init__(self, bundle: Path, *flags: str, log: Path, token: str | None = None) -> None:
-        self.port = int(free_port())
+    def __init__(
+        self, bundle: Path, *flags: str, log: Path, token: str | None = None, port: int | None = None
+    ) -> None:
+        self.port = int(free_port()) if port is None else port
         self.log_path = log
         environment = {name: value for name, value in os.environ.items() if name != "LSVCR_ADMIN_TOKEN"}
         if token is not None:
@@ -130,6 +133,36 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(timeout)
+
+
+class Group(ServerProcess):
+    """`lsvcr serve BUNDLE --processes 2`.
+
+    Attributes:
+        pids: of the processes that answered when it was ready.
+    """
+
+    def __init__(self, bundle: Path, *flags: str, log: Path, **more: Any) -> None:
+        super().__init__(bundle, "--processes", "2", "--workers", "1", *flags, log=log, **more)
+
+    def _wait_until_ready(self) -> None:
+        end = time.monotonic() + 2 * START_SECONDS
+        while not self.events("ready"):
+            assert self.process.poll() is None and time.monotonic() < end, self.log_path.read_text()
+            time.sleep(0.05)
+        [told] = self.events("ready")
+        self.port = int(told["url"].rstrip("/").rpartition(":")[2])
+        self.pids: list[int] = told["processes"]
+
+
+def alive(pid: int) -> bool:
+    """False when a process has ended, also if nobody has asked for its exit code yet."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def receive_all(connection: socket.socket) -> bytes:

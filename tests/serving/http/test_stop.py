@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from lsvcr.cli import main
 from tests.guards.source import ROOT
 from tests.serving.http.process import receive_all, request_bytes
 
@@ -70,19 +69,6 @@ def test_sigkill_and_a_start_on_the_same_port(start, bundle, tmp_path):
     finally:
         again.kill()
         again.wait()
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    """Runs the command in this process, where it is to end before it serves; what it says."""
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        monkeypatch.setenv(name, "1")  # so that the command leaves the environment alone
-
-    def run(*words: str) -> str:
-        assert main(["serve", *words]) == 2
-        return capsys.readouterr().err
-
-    return run
 
 
 def test_a_port_in_use_and_a_bad_address_are_told(refused, bundle):
