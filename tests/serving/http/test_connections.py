@@ -9,7 +9,7 @@ import pytest
 from tests.serving.http.process import receive_all, request_bytes, wait_for
 
 RECOMMEND = "/v1/recommend"
-QUICK = ("--client_timeout", "1", "--keep_alive", "2")
+QUICK = ("--client_timeout", "1", "--keep_alive", "4")
 
 
 @pytest.fixture(scope="module")
