@@ -299,7 +299,7 @@ def row_settings(member: Member, settings: CompareSettings) -> tuple[Path | None
 def _config(member: Member, folder: Path) -> Path | None:
     """The row's file: the one that is asked for, its own, or for LSVCR without a part that of LSVCR.
 
-    It is looked for in `folder` from here on, then in that of the checkout.
+    It is looked for in `folder` from here on, then in that of the checkout, then in the checkout's `config`.
     """
     part = "compare" if member.is_product else _FOLDERS.get(member.kind, "baselines")
     if member.config.endswith((".yaml", ".yml")):
@@ -308,7 +308,8 @@ def _config(member: Member, folder: Path) -> Path | None:
     if member.kind == STAGE_TWO and not member.config:
         names.append(LSVCR)
     checkout = Path(lsvcr.__file__).resolve().parents[1]
-    places = [root / part / f"{name}.yaml" for root in (folder, checkout / folder) for name in names]
+    roots = dict.fromkeys((folder, checkout / folder, checkout / "config"))
+    places = [root / part / f"{name}.yaml" for root in roots for name in names]
     found = next((file for file in places if file.is_file()), None)
     if found is None and member.config:
         there = sorted({file.stem for place in places for file in place.parent.glob("*.yaml")})

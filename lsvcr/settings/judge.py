@@ -108,7 +108,8 @@ class CompareSettings:
     )
     configs: str = option(
         "config",
-        "folder with baselines/NAME.yaml and compare/lsvcr.yaml, from where you are or of the checkout",
+        "folder with baselines/NAME.yaml, compare/lsvcr.yaml and so on, from where you are or of the checkout; what it "
+        "lacks is taken from the checkout's config",
     )
     json: bool = option(False, "print one JSON object instead of a table")
 

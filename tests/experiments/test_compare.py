@@ -10,7 +10,7 @@ from lsvcr import cli
 from lsvcr.data.store import open_dataset
 from lsvcr.experiments import compare as command
 from lsvcr.experiments.compare import compare
-from lsvcr.experiments.compare_models import choose, members
+from lsvcr.experiments.compare_models import choose, members, row_settings
 from lsvcr.experiments.compare_recipe import job, recipe
 from lsvcr.experiments.compare_text import cells
 from lsvcr.settings import CompareSettings
@@ -28,6 +28,7 @@ from tests.experiments.compare_runs import (
     write_world,
 )
 from tests.experiments.report_folders import Page
+from tests.guards.source import ROOT
 
 ROWS = "popularity,sasrec:searched,item_knn,lsvcr,lsvcr-untuned,lsvcr-no-comments,lsvcr-text,lsvcr-id,sasrec:broken"
 
@@ -153,6 +154,17 @@ def test_a_changed_setting_trains_what_it_changes_alone(whole, world, worker, tm
     assert set(worker.trained()) == {"lsvcr-id"}
 
 
+def test_what_a_folder_of_settings_lacks_comes_from_the_checkout(world):
+    settings = asked(world, "all")
+    own = {
+        "sasrec": world / "config" / "baselines" / "sasrec.yaml",
+        "lsvcr-text": world / "config" / "compare" / "lsvcr.yaml",
+    }
+    others = {"item_knn": "baselines/item_knn.yaml", "hllm": "hllm/hllm.yaml"}
+    for name, file in (own | {name: ROOT / "config" / file for name, file in others.items()}).items():
+        assert row_settings(members()[name], settings)[0] == file
+
+
 def test_more_seeds_and_other_data_train_what_is_missing(world, worker, tmp_path):
     settings = asked(world, "sasrec", out=str(tmp_path))
     compare(settings)
@@ -190,7 +202,7 @@ def test_markdown_has_every_table(whole, report):
     text = (Path(whole.out) / "compare.md").read_text()
     tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
     assert all(len({line.count(" | ") for line in table if "\\|" not in line}) == 1 for table in tables)
-    assert [len(table) - 2 for table in tables] == [9, 8, 8, 8, 14]  # the table, three metrics, the trials
+    assert [len(table) - 2 for table in tables] == [9, 8, 8, 8, 16]  # the table, three metrics, the trials
     for heading in ("## recall@10", "## ndcg@10", "## mrr@10", "## Trials", "Failed: sasrec-broken"):
         assert heading in text
     assert f"| {row(report, 'lsvcr')['metrics']['ndcg@10']['value']:.4f}" in text
