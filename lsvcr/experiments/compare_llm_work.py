@@ -1,6 +1,7 @@
 """The process of a row that is made of an LLM: prompts read by stage one's, titles said and grounded, HLLM trained."""
 
 import gc
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors import safe_open
 
 from lsvcr.baselines.alpaca import RecordSource
 from lsvcr.baselines.generations import Speaker, dataset_of, generate, read_generations
@@ -105,13 +106,18 @@ def _generative(job: Job) -> dict[str, Any]:
     gc.collect()
     return {
         "seconds": read_json(job.run / LAST_DIR / MANIFEST_FILE)["progress"]["seconds"],
-        "parameters": sum(
-            tensor.size for tensor in load_file(checkpoint / ADAPTER_DIR / WEIGHTS_FILE).values()
-        ),
+        "parameters": numbers_in(checkpoint / ADAPTER_DIR / WEIGHTS_FILE),
         "epoch": manifest["progress"]["epoch"],
         "answer_ms": _speaking_ms(checkpoint, tuned, asking, dataset),
         "detail": detail,
     }
+
+
+def numbers_in(file: Path) -> int:
+    """How many numbers a safetensors file holds, of whatever type: NumPy cannot read bfloat16."""
+    with safe_open(str(file), framework="numpy") as weights:
+        names = weights.keys()
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
 
 
 def _shared(kind: type, values: Mapping[str, Any], *but: str) -> dict[str, Any]:

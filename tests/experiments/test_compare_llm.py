@@ -45,7 +45,7 @@ num_train_epochs: 1
 max_source_length: 400
 num_beams: 2
 max_new_tokens: 16
-bf16: false
+bf16: true
 """
 ROWS, SEED = 6, 11
 MODELS = "popularity,sasrec,generative,lsvcr-id,llm-aligned"
