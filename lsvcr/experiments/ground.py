@@ -28,7 +28,7 @@ from lsvcr.data.rank import RankData
 from lsvcr.data.store import Dataset
 from lsvcr.evaluation.protocol import Drawn, drawn_words, split_words
 from lsvcr.evaluation.result import Result, save_rows
-from lsvcr.experiments.ground_page import ground_page
+from lsvcr.experiments.ground_page import ground_page, ground_svg
 from lsvcr.experiments.runs import collaborative_scores
 from lsvcr.llm.lora import WEIGHTS_FILE
 from lsvcr.schema import ADAPTER_DIR, LLM_FINGERPRINT, METRICS_FILE, Split, Task
@@ -40,6 +40,7 @@ from lsvcr.utils.tables import print_whole
 
 GROUND_DIR = "ground"
 PAGE_FILE = "curves.html"
+PICTURE_FILE = "curves.svg"
 TITLES_DIR = "titles"
 _COLUMNS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "ndcg@20")
 
@@ -48,7 +49,7 @@ def ground(settings: GroundSettings) -> dict[str, Any]:
     """Rank the generations of a run in every way, and write what comes of it to `RUN/DECODING/ground/`.
 
     One folder a ranking, with `Rec/rows_full.safetensors` and `Rec/rows_sampled.safetensors`, so that `lsvcr table` and
-    `lsvcr evaluate --against` read it as they read a run; `metrics.json`; `curves.html`.
+    `lsvcr evaluate --against` read it as they read a run; `metrics.json`; `curves.html` and `curves.svg`.
 
     Returns:
         What `metrics.json` holds.
@@ -165,6 +166,7 @@ def _write(
         write_json(temporary / METRICS_FILE, report)
         text = ground_page(report, {name: (ways[name].about, curve) for name, curve in curves.items()})
         (temporary / PAGE_FILE).write_text(text, encoding="utf-8", errors="replace")
+        (temporary / PICTURE_FILE).write_text(ground_svg(curves), encoding="utf-8")
 
 
 def print_ground(report: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from lsvcr.baselines.grounding_rank import CHOSEN_BY, TOP, Curve
 from lsvcr.experiments.report_axes import Axis
 from lsvcr.experiments.report_html import Html, facts, page, section, table, tag
 from lsvcr.experiments.report_log import Chart
-from lsvcr.experiments.report_svg import figure_over
+from lsvcr.experiments.report_svg import figure_over, svg_file
 
 _COLUMNS = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
 _ACCURACY = (CHOSEN_BY, "recall@10")
@@ -48,6 +48,13 @@ def ground_page(report: Mapping[str, Any], curves: Mapping[str, tuple[str, Curve
     )
 
 
+def ground_svg(curves: Mapping[str, Curve]) -> str:
+    """What gamma does to each ranking's accuracy on validation, as a picture of its own."""
+    series = {name: _by_gamma(curve, CHOSEN_BY) for name, curve in curves.items()}
+    across = gamma_axis([gamma for curve in curves.values() for gamma in curve.gammas])
+    return svg_file(Chart(f"{CHOSEN_BY} on validation, by gamma", series), across, "gamma")
+
+
 def gamma_axis(gammas: Sequence[float]) -> Axis:
     """A logarithmic axis from half the smallest gamma above 0, where 0 is, to the largest; powers of 10 are marked."""
     above = [gamma for gamma in gammas if gamma > 0]
@@ -61,17 +68,15 @@ def _curves(name: str, formula: str, curve: Curve) -> Html:
     across = gamma_axis(curve.gammas)
     charts = []
     for number, names in enumerate((_ACCURACY, _EXPOSURE)):
-        series = {
-            figure: {
-                gamma: value
-                for gamma, value in zip(curve.gammas, curve.figures[figure], strict=True)
-                if value is not None
-            }
-            for figure in names
-        }
+        series = {figure: _by_gamma(curve, figure) for figure in names}
         charts.append(figure_over(Chart(", ".join(names), series), across, "gamma", f"{name}-{number}"))
     heading = f"{name}: {formula}, gamma = {curve.chosen:g}"
     return tag("div", tag("h3", heading), tag("div", *charts, class_="charts"))
+
+
+def _by_gamma(curve: Curve, figure: str) -> dict[float, float | None]:
+    pairs = zip(curve.gammas, curve.figures[figure], strict=True)
+    return {gamma: value for gamma, value in pairs if value is not None}
 
 
 def _figures(rankings: Mapping[str, Any]) -> Html:

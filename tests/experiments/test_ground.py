@@ -166,6 +166,14 @@ def test_the_page_needs_nothing_beside_itself(grounded: tuple[Path, dict]) -> No
         assert f"gamma = {curve['chosen']:g}" in source and name in source
 
 
+def test_the_picture_has_a_curve_for_each_ranking_with_a_gamma(grounded: tuple[Path, dict]) -> None:
+    picture = ElementTree.parse(grounded[0] / "trie" / "ground" / "curves.svg").getroot()
+    kind = "{http://www.w3.org/2000/svg}"
+    words = {text.text for text in picture.iter(f"{kind}text")}
+    assert set(grounded[1]["curves"]) < words and "gamma" in words
+    assert len([path for path in picture.iter(f"{kind}path") if path.get("d")]) == len(grounded[1]["curves"])
+
+
 def test_the_axis_shows_zero_at_its_left_end() -> None:
     axis = gamma_axis((0.0, 0.01, 1.0, 99.0))
     assert axis.place(0.0) == 0.0 < axis.place(0.01) < axis.place(1.0) < axis.place(99.0) == 1.0
