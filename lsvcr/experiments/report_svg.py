@@ -23,8 +23,8 @@ BANDS = 60
 
 TABLE_ROWS = 200
 
-_HEAD, _IN_A_ROW, _ENTRY = 22, 3, 110
-"""A file: pixels above the picture; entries of the legend in a row, and the pixels of each."""
+_HEAD, _ENTRY, _LETTER = 22, 110, 6
+"""A file: pixels above the picture, of an entry of the legend at least, and of a letter in it at most."""
 
 _FILE_STYLE = """
 text { fill: #57606a; font: 11px system-ui, sans-serif; } .title { fill: #1c2128; font-weight: 600; font-size: 13px; }
@@ -77,13 +77,15 @@ def svg_file(chart: Chart, across: Axis, unit: str) -> str:
     """
     values = [value for series in chart.series.values() for value in series.values() if value is not None]
     entries = []
+    entry = max(_ENTRY, 40 + _LETTER * max(map(len, chart.series)))
+    in_a_row = max(1, (WIDTH - LEFT) // entry)
     for place, (name, mark) in enumerate(_marks(chart).items()):
-        x, y = LEFT + place % _IN_A_ROW * _ENTRY, _HEAD + HEIGHT + 12 + place // _IN_A_ROW * 16
+        x, y = LEFT + place % in_a_row * entry, _HEAD + HEIGHT + 12 + place // in_a_row * 16
         entries += [
             tag("line", x1=x, x2=x + 24, y1=y - 4, y2=y - 4, class_=f"curve {mark}"),
             tag("text", name, x=x + 30, y=y),
         ]
-    rows = -(-len(chart.series) // _IN_A_ROW)
+    rows = -(-len(chart.series) // in_a_row)
     whole = tag(
         "svg",
         tag("style", Html(_FILE_STYLE)),
