@@ -32,6 +32,8 @@ _BLOCK_ZERO = 128
 _IN_CACHE = 1 << 24
 """Bytes of rows from which on they are read from memory."""
 _TINY = 1e-30
+_TRIED = 1 << 12
+"""Rows with which a kind of product is tried."""
 
 
 class Rounded(NamedTuple):
@@ -158,7 +160,7 @@ def _blocks_work(d: int) -> bool:
     Older ones have none, and without instructions for it, it goes through float32, at a fiftieth of the speed.
     """
     sample = np.random.default_rng(0)
-    rows = sample.integers(-127, 128, (1 << 12, d), dtype=np.int8)
+    rows = sample.integers(-127, 128, (_TRIED, d), dtype=np.int8)
     rows[:512] = np.sign(rows[:512]) * 127  # the largest sums that there can be
     scale = np.linspace(0.5, 2.0, len(rows), dtype=np.float32)
     users = np.vstack([np.sign(rows[:1]), sample.standard_normal((1, d))]).astype(np.float32)
@@ -176,9 +178,9 @@ def _blocks_work(d: int) -> bool:
     return _seconds(blocks, users[1:]) < 10 * _seconds(whole, users[1:])
 
 
-def _seconds(product: Product, users: np.ndarray, rows: int = 1 << 12) -> float:
-    """The shortest of a few products' times."""
-    numbers, out = product.rounded(users).numbers, np.empty((len(users), rows), dtype=np.float32)
+def _seconds(product: Product, users: np.ndarray) -> float:
+    """The shortest time of a few products of users (B, d) float32 with the rows that are tried."""
+    numbers, out = product.rounded(users).numbers, np.empty((len(users), _TRIED), dtype=np.float32)
     times = []
     for _ in range(5):
         began = time.perf_counter()
@@ -192,8 +194,11 @@ class _Session:
 
     Args:
         graph: from (B, d) users to (B, n) `kind`.
-        given: its tensors, in memory of `_memory`; `fill` writes the numbers into them.
-        users: two, to see whether ONNX Runtime reads the tensors when it has them in an order of its own.
+        given: its tensors, in memory of `_memory`.
+        fill: writes the numbers into them.
+        users: (2, d), to see whether ONNX Runtime reads the tensors when it has them in an order of its own.
+        kind, n: type and width of what comes out.
+        threads: of one run.
     """
 
     def __init__(

@@ -25,6 +25,7 @@ from tests.experiments.compare_runs import (
     write_world,
 )
 from tests.guards.source import ROOT
+from tests.processes import alive
 
 SECONDS = 240
 """Longer than anything here takes on a busy machine."""
@@ -72,14 +73,6 @@ def children(process: int) -> list[int]:
     """Processes that this one has started."""
     threads = Path(f"/proc/{process}/task").iterdir()
     return [int(word) for thread in threads for word in (thread / "children").read_text().split()]
-
-
-def alive(process: int) -> bool:
-    """Is it there, and no zombie that waits for its parent?"""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_model_that_fails_is_told_in_the_table_and_by_the_code(world, tmp_path, monkeypatch, capsys):

@@ -62,9 +62,9 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     order = json.loads(_line())
     settings = ServeSettings(**order["settings"])
-    share(order["place"])
     log = Log(settings.log_format, pid=os.getpid())
     try:
+        share(order["place"])
         server = make_server(settings, None, log, ChildServer)
     except UserError as error:
         _report(order["report"], error=str(error))

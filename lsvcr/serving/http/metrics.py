@@ -1,6 +1,8 @@
 """What /metrics tells, in a registry of its own; of several processes that serve together, their sums."""
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import (
@@ -15,9 +17,16 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from lsvcr.serving.http.starting import NUMBERS_VARIABLE
+from lsvcr.utils.errors import UserError
+
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemin")
+"""Kinds of files that prometheus_client has for a process, by what their names begin with."""
+FILE_BYTES = 1 << 20
+"""Of each file; the series of all routes and statuses take a tenth."""
 
 
 def share(place: int) -> None:
@@ -25,9 +34,31 @@ def share(place: int) -> None:
 
     The files are named by the process's place among those that serve together, not by its id: who takes the place of
     one that died goes on from its numbers, so that no counter falls and no files pile up.
+
+    Raises:
+        UserError: the disk has no room for them.
     """
     mark_process_dead(place)
+    set_aside(Path(os.environ[NUMBERS_VARIABLE]), place)
     values.ValueClass = values.MultiProcessValue(lambda: place)
+
+
+def set_aside(folder: Path, place: int) -> None:
+    """Take the disk's room for the files of a place now: they are mapped, and a write without room kills a process.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        for kind in FILES:
+            with (folder / f"{kind}_{place}.db").open("ab") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"no room for the numbers of /metrics in {folder}: {reason}; free some, or set TMPDIR"
+        ) from None
 
 
 class Metrics:

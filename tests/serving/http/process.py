@@ -155,16 +155,6 @@ class Group(ServerProcess):
         self.pids: list[int] = told["processes"]
 
 
-def alive(pid: int) -> bool:
-    """False when a process has ended, also if nobody has asked for its exit code yet."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    state = Path(f"/proc/{pid}/stat")
-    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
 def receive_all(connection: socket.socket) -> bytes:
     """Everything until the other side closes."""
     parts = []

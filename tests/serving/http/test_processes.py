@@ -1,5 +1,6 @@
 """Several processes that serve one bundle at one address."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,8 +13,11 @@ import pytest
 
 from lsvcr.cli import main
 from lsvcr.serving.http import processes
+from lsvcr.serving.http.metrics import FILE_BYTES, set_aside
+from lsvcr.utils.errors import UserError
+from tests.processes import alive
 from tests.serving.bundles import make_bundle
-from tests.serving.http.process import Group, alive, receive_all, request_bytes, wait_for
+from tests.serving.http.process import Group, receive_all, request_bytes, wait_for
 
 RECOMMEND = "/v1/recommend"
 ANSWERED = 'lsvcr_requests_total{route="/v1/recommend",status="200"}'
@@ -155,7 +159,10 @@ def test_ctrl_c_reaches_all_and_the_second_does_not_wait(start_group):
 def test_without_the_one_above_they_end_by_themselves(start_group, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     group = start_group(port=0)
-    assert group.post(RECOMMEND, {}).status == 200 and list(tmp_path.glob("lsvcr-metrics-*"))
+    assert group.post(RECOMMEND, {}).status == 200
+    files = [file.stat() for file in tmp_path.glob("lsvcr-metrics-*/*.db")]
+    # Mapped files: what the disk has no room for when it is written ends the process.
+    assert len(files) == 8 and all(512 * file.st_blocks >= file.st_size == FILE_BYTES for file in files)
     group.process.kill()
     group.process.wait()
     wait_for(lambda: not any(alive(pid) for pid in group.pids), PATIENCE)
@@ -212,6 +219,15 @@ def test_a_port_in_use_is_told_also_where_another_group_shares_it(refused, group
 def test_a_bad_bundle_is_told_once_and_as_by_one_process(refused, tmp_path):
     words = [str(tmp_path / "nothing"), "--port", "0"]
     assert refused(*words, "--processes", "2") == refused(*words)
+
+
+def test_a_full_disk_is_told(monkeypatch, tmp_path):
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="no room for the numbers of /metrics.*No space left.*TMPDIR"):
+        set_aside(tmp_path, 0)
 
 
 def test_a_process_that_cannot_start_ends_all(monkeypatch, bundle, tmp_path):
