@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from lsvcr.schema import PAD
-from lsvcr.serving.rows import Score, StoredRows, let_go, stored_rows
+from lsvcr.serving.rows import Score, StoredRows, let_go, stored_rows, unmap
 from lsvcr.serving.topk import at_least, best, best_of_each, dots, reached_by_each
 from lsvcr.serving.whole_numbers import Product, product_for
 
@@ -25,6 +25,11 @@ _PRODUCT = 1 << 20
 """Rows of one product. More take more memory while they are made; a fourth of these took a tenth longer a row."""
 _LIKELY = 1 << 13
 """Rows of all users together that are scored at once, 2 MiB at width 64; of more, those of one user at a time."""
+_MAPPED = 1 << 24
+"""Bytes of a file of rows from which on its pages do not stay mapped."""
+_SEARCHES = 32
+"""Users after whom they are let go. The system maps 64 KiB around each row that is looked at: soon
+the whole file would count as memory of this process, beside the sketches."""
 ROUNDING = 1e-5
 """More than float32 rounds off in a score of unit vectors; of others, times their lengths."""
 
@@ -107,6 +112,7 @@ class SketchIndex:
     def __init__(self, rows: StoredRows, threads: int = 1) -> None:
         self._rows = rows
         self._longest = self._residual = 0.0
+        self._searched = 0
         self._products: list[Product] = []
         scale = np.empty(len(self), dtype=np.float32) if rows.scale is None else rows.scale
         buffer = np.empty((min(_PRODUCT, len(self)), rows.values.shape[1]), dtype=np.int8)
@@ -134,7 +140,15 @@ class SketchIndex:
             part = slice(start, start + step)
             sketches = self._sketches(rounded.numbers[part])
             found += _best(self._rows, users[part], sketches, slack[part], ks[part], without[part])
+        self._unmap_after(len(users))
         return found
+
+    def _unmap_after(self, users: int) -> None:
+        """Let the stored rows go now and then; the count need not be right to the last user."""
+        self._searched += users
+        if self._searched >= _SEARCHES and self._rows.values.nbytes >= _MAPPED:
+            self._searched = 0
+            unmap(self._rows.values)
 
     def _sketch(self, first: int, out: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """Fill `out` (m, d) int8 with the numbers of the rows from `first` on; `scale` (m,) too if they have none."""

@@ -42,14 +42,18 @@ def stored_rows(vectors: np.ndarray, rows: RowKind) -> StoredRows:
 def let_go(array: np.ndarray) -> None:
     """Take out of the process's memory what it does not need once an array was read whole.
 
-    That is the pages of the array, if it is a mapped file (later reads bring them back), and what was freed meanwhile,
-    which the C library keeps otherwise.
+    That is the pages of the array and what was freed meanwhile, which the C library keeps otherwise.
     """
+    unmap(array)
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):  # a C library that has no such function
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def unmap(array: np.ndarray) -> None:
+    """Take the pages of an array in a mapped file out of the process's memory; later reads bring them back."""
     base = array
     while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
         base = base.base  # type: ignore[assignment]
     if isinstance(base, np.memmap) and base.mode == "r" and hasattr(mmap, "MADV_DONTNEED"):
         base._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
-    if sys.platform == "linux":
-        with suppress(AttributeError, OSError):  # a C library that has no such function
-            ctypes.CDLL(None).malloc_trim(0)

@@ -1,6 +1,9 @@
 """Every index against all scores sorted."""
 
+import re
+import sys
 import time
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -237,6 +240,31 @@ def test_rows_are_read_once_and_then_not_kept_in_memory(tmp_path, monkeypatch):
     assert [array is mapped.values for array in given_back] == [True]
     user = unit(np.ones((1, 16)))
     assert_best(index.search(user, [10], [np.zeros(0, np.int64)])[0], brute(rows, user[0], set()), 10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_rows_of_a_large_file_do_not_stay_in_memory_once_looked_at(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = stored_rows(random_rows(rng, 40_000, 16, 40_000), "float32")
+    np.save(tmp_path / "items.npy", rows.values)
+    mapped = StoredRows(np.load(tmp_path / "items.npy", mmap_mode="r"), None)
+    index = SketchIndex(mapped)
+    users = unit(rng.standard_normal((64, 16)).astype(np.float32))
+    nothing = [np.zeros(0, np.int64)]
+    found, kept = [], []
+    monkeypatch.setattr(index_module, "_SEARCHES", 1)
+    for limit in (1 << 40, 0):
+        monkeypatch.setattr(index_module, "_MAPPED", limit)
+        found.append([index.search(user[None], [10], nothing)[0][0].tolist() for user in users])
+        kept.append(mapped_bytes(tmp_path / "items.npy"))
+    assert kept == [pytest.approx(rows.values.nbytes, rel=0.2), 0]
+    assert found[0] == found[1]
+
+
+def mapped_bytes(path):
+    """Of a file, in this process's memory."""
+    of_file = Path("/proc/self/smaps").read_text().split(str(path))[1]
+    return int(re.search(r"Rss: +(\d+) kB", of_file)[1]) * 1024
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
