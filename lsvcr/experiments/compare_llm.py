@@ -1,11 +1,13 @@
 """The rows of `lsvcr compare` that are made of an LLM: when they can be had, and what they are made of."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from lsvcr.baselines.registry import NEEDS
 from lsvcr.data.item_texts import item_fields
 from lsvcr.data.store import Dataset
 from lsvcr.data.vectors import described
+from lsvcr.llm.contents import local_digest
 from lsvcr.schema import Task
 from lsvcr.training.llm_users import item_vectors, open_source, vector_file
 from lsvcr.utils.errors import UserError
@@ -60,8 +62,21 @@ def _reason_of_llm(name: str, llm: str, task: Task, instead: str) -> str:
     return "" if llm else f"{name} needs an LLM: give --llm smollm2-135m (or another), or use {instead}"
 
 
-def aligned_inputs(run: str, dataset: Dataset, task: Task) -> dict[str, str]:
+def llm_inputs(settings: Any) -> dict[str, str]:
+    """By content the LLMs that a row's settings name, where they lie here; none of any other row's."""
+    names = {"LLM": "model_name_or_path", "user LLM": "user_model_name_or_path"}
+    digests = {what: local_digest(getattr(settings, name, "")) for what, name in names.items()}
+    return {what: digest for what, digest in digests.items() if digest}
+
+
+def aligned_inputs(run: str, dataset: Dataset, task: Task, named: str) -> dict[str, str]:
     """By content what the LLM of a stage-one run is measured with.
+
+    Args:
+        run: of `--aligned`.
+        dataset: open.
+        task: of the comparison.
+        named: the row's LLM; empty = the one that the run was trained on.
 
     Raises:
         UserError: the run is none or has learned another task.
@@ -69,4 +84,5 @@ def aligned_inputs(run: str, dataset: Dataset, task: Task) -> dict[str, str]:
     source = open_source(run, task)
     file = vector_file(source, task)
     entry = described(file) or {}
-    return {"stage-one checkpoint": source.digest, file.name: str(entry.get("sha256"))}
+    found = {"stage-one checkpoint": source.digest, file.name: str(entry.get("sha256"))}
+    return found | ({} if named else llm_inputs(source.trained))

@@ -363,11 +363,15 @@ def inputs(
 ) -> dict[str, str]:
     """By content what a row is made of beside its dataset: stage-one run and text vectors, or item vectors.
 
+    LLMs that its own settings name are not among them: see `compare_llm.llm_inputs`.
+
     Raises:
         UserError: they are missing, damaged or of another dataset.
     """
     if member.kind == ALIGNED_LLM:
-        return aligned_inputs(stage_one_runs(settings)[place], dataset, Task.parse(settings.task))
+        assert isinstance(own, EvaluateLlmSettings)
+        run, task = stage_one_runs(settings)[place], Task.parse(settings.task)
+        return aligned_inputs(run, dataset, task, own.model_name_or_path)
     if member.kind == REGISTRY:
         return {name: entry["sha256"] for name, entry in entries()[member.entry].inputs(own, dataset).items()}
     if member.kind != STAGE_TWO or member.fixed.get("disable_text"):

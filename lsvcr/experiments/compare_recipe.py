@@ -8,6 +8,7 @@ from lsvcr.baselines.generative_settings import SpokenSettings
 from lsvcr.data.rank_sequences import SequenceData
 from lsvcr.data.store import Dataset
 from lsvcr.experiments.compare_job import ALIGNED_LLM, COMMENTS, GENERATIVE, Job
+from lsvcr.experiments.compare_llm import llm_inputs
 from lsvcr.experiments.compare_models import (
     Member,
     RowSettings,
@@ -110,7 +111,7 @@ def job(
         metric=settings.metric,
         protocol=settings.protocol,
         settings={f.name: getattr(complete, f.name) for f in fields(complete)},
-        inputs=own.contents[place % len(own.contents)],
+        inputs={**own.contents[place % len(own.contents)], **llm_inputs(complete)},
         data_hash=dataset.data_hash,
         out=settings.out,
     )

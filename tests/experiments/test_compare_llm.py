@@ -13,9 +13,12 @@ from lsvcr.evaluation.protocol import draw
 from lsvcr.evaluation.result import load_rows
 from lsvcr.experiments.compare import compare
 from lsvcr.experiments.compare_figures import on_rows
+from lsvcr.experiments.compare_job import Job
 from lsvcr.experiments.compare_models import choose
+from lsvcr.experiments.compare_recipe import job, recipe
 from lsvcr.experiments.compare_text import cells, notes
 from lsvcr.experiments.runs import load_run
+from lsvcr.llm.loading import load_llm
 from lsvcr.schema import BEST_DIR, MANIFEST_FILE, Split, Task
 from lsvcr.settings import CompareSettings, EvaluateLlmSettings
 from lsvcr.training.llm_rank import evaluate_llm
@@ -238,3 +241,69 @@ def test_a_part_of_a_result_is_that_of_its_rows() -> None:
     assert np.array_equal(found.slices["cold"], whole.slices["cold"][some.rows])
     assert found.fingerprint.split == "test (2 of 4 rows, seed 1)"
     assert on_rows(found, some) is found and on_rows(whole, None) is whole
+
+
+def job_of(settings: CompareSettings, **chosen: object) -> Job:
+    """The first model of a comparison's only row."""
+    dataset = open_dataset(settings.data)
+    ((member,), _) = choose(settings.models, dataset, settings)
+    return job(recipe(member, dataset, settings), chosen, dataset, settings)
+
+
+def change_weights(llm: Path) -> None:
+    """Other weights in the same folder; no embedding changes."""
+    model, _ = load_llm(str(llm))
+    with torch.no_grad():
+        model.model.layers[-1].mlp.down_proj.weight.mul_(2)
+    model.save_pretrained(llm)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    """The tiny LLM as a folder."""
+    for part in load_llm("tiny-random"):
+        part.save_pretrained(tmp_path / "local")
+    return tmp_path / "local"
+
+
+@pytest.mark.parametrize("models", ["generative", "hllm"])
+def test_other_weights_in_the_same_folder_are_another_model(world: Path, local: Path, models: str) -> None:
+    settings = asked(world, models, llm=str(local))
+    before = job_of(settings)
+    assert job_of(settings).key == before.key and set(before.inputs) == {"LLM"}
+    change_weights(local)
+    after = job_of(settings)
+    assert after.settings == before.settings and after.key != before.key
+
+
+def test_the_user_llm_of_hllm_is_another_model_too(world: Path, local: Path) -> None:
+    """Named by the row's file, or by its search."""
+    file = world / "two.yaml"
+    file.write_text(f"user_model_name_or_path: {local}\n")
+    named = asked(world, f"hllm:{file}", llm="tiny-random")
+    chosen = {"user_model_name_or_path": str(local)}
+    searched = asked(world, "hllm", llm="tiny-random")
+    before = job_of(named).key, job_of(searched, **chosen).key
+    assert set(job_of(named).inputs) == {"user LLM"}
+    change_weights(local)
+    after = job_of(named).key, job_of(searched, **chosen).key
+    assert after[0] != before[0] and after[1] != before[1]
+
+
+def test_so_is_the_llm_that_stage_one_was_trained_on(world: Path, local: Path, tmp_path: Path) -> None:
+    write_aligned(world / "data", tmp_path / "run", model_name_or_path=str(local))
+    settings = asked(world, "llm-aligned", aligned=str(tmp_path / "run"))
+    before = job_of(settings)
+    change_weights(local)
+    assert before.inputs["LLM"] and job_of(settings).key != before.key
+    file = tmp_path / "named.yaml"
+    file.write_text("model_name_or_path: tiny-random\n")
+    named = replace(settings, models=f"llm-aligned:{file}")
+    assert set(job_of(named).inputs) == {"stage-one checkpoint", "photo_embs.npy"}
+
+
+@pytest.mark.parametrize("llm", ["tiny-random", "smollm2-135m", "org/model"])
+def test_llms_that_are_known_by_their_names_leave_the_key_as_it_was(world: Path, llm: str) -> None:
+    assert all(job_of(asked(world, models, llm=llm)).inputs == {} for models in ("generative", "hllm"))
+    aligned = job_of(asked(world, "llm-aligned", aligned=str(world / "llm")))
+    assert set(aligned.inputs) == {"stage-one checkpoint", "photo_embs.npy"}
