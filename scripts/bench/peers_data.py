@@ -18,7 +18,7 @@ from lsvcr.data.rank import RankBatch, RankData
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.evaluation.evaluator import evaluate
 from lsvcr.evaluation.protocol import Protocol
-from lsvcr.schema import PAD, Split, Task
+from lsvcr.schema import Split, Task
 
 METRICS = ("ndcg@10", "recall@10", "mrr@10")
 PROTOCOLS = {"": Protocol("full"), "_filtered": Protocol("full", filter_seen=True)}
@@ -120,23 +120,6 @@ class GivenScores:
         """(B, N + 1) float32 by item index; column 0 is padding."""
         rows = self._scores[self._users[batch.rows.numpy()]]
         return torch.from_numpy(np.pad(rows, ((0, 0), (1, 0)))).float()
-
-
-def score_lists(lists: np.ndarray, items: int) -> np.ndarray:
-    """Ranked lists as scores: the first of K items gets K, the last 1, all that are not listed 0.
-
-    Args:
-        lists: (users, K) int64 item indices from 1, best first; 0 where a list is shorter.
-        items: N.
-
-    Returns:
-        (users, N) float32. With K >= 10 what is not listed is no hit at 10, whatever its order.
-    """
-    scores = np.zeros((len(lists), items + 1), np.float32)
-    worth = np.arange(lists.shape[1], 0, -1, dtype=np.float32)
-    np.put_along_axis(scores, lists[:, ::-1], np.broadcast_to(worth[::-1], lists.shape), axis=1)
-    scores[:, PAD] = 0
-    return scores[:, 1:]
 
 
 def judge(scores: np.ndarray, dataset: Dataset, part: Split = Split.TEST) -> dict[str, float]:

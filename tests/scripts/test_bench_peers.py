@@ -45,13 +45,15 @@ def test_the_split_is_leave_last_in_the_order_of_the_rows(peers_data, events, tm
     assert histories.tolist() == [6, 5]
 
 
-def test_scores_and_lists_of_another_system_are_judged_by_hand_numbers(peers_data, events, tmp_path):
+def test_scores_of_another_system_are_judged_by_hand_numbers(peers_data, events, tmp_path):
     dataset = open_dataset(peers_data.split(events, tmp_path / "two") / "prepared")
     assert (dataset.n_users, dataset.n_videos) == (2, 12)
     # Item 7 is index 1. User 4: two seen items and one unseen stand before 16 (index 10). User 9: 8 (index 2) is not
     # among the first ten while 17 and 18 (11 and 12), which are seen, stand before it.
     lists = np.array([[1, 2, 6, 10, 3, 4, 5, 7, 8, 9], [12, 11, 1, 3, 4, 5, 7, 9, 10, 6]])
-    found = peers_data.judge(peers_data.score_lists(lists, 12), dataset)
+    scores = np.zeros((2, 12), np.float32)
+    np.put_along_axis(scores, lists - 1, np.arange(10, 0, -1, dtype=np.float32)[None], axis=1)
+    found = peers_data.judge(scores, dataset)
     # Seen of user 9: indices 12, 11, 8, 7, 6. Before it stay 1, 3, 4, 5, 9, 10; none is tied with it that is unseen.
     expected = {
         "ndcg10": (1 / np.log2(5) + 0) / 2,
@@ -64,11 +66,9 @@ def test_scores_and_lists_of_another_system_are_judged_by_hand_numbers(peers_dat
     assert found == pytest.approx(expected)
 
 
-def test_a_shorter_list_and_scores_that_do_not_fit(peers_data, events, tmp_path):
-    scores = peers_data.score_lists(np.array([[3, 1, 0], [2, 0, 0]]), 4)
-    assert scores.tolist() == [[2, 0, 3, 0], [0, 3, 0, 0]]
+def test_scores_that_do_not_fit(peers_data, events, tmp_path):
     dataset = open_dataset(peers_data.split(events, tmp_path / "two") / "prepared")
-    for wrong in (scores, np.full((2, 12), np.nan)):
+    for wrong in (np.zeros((2, 4)), np.full((2, 12), np.nan)):
         with pytest.raises(ValueError, match="must be finite and \\(2, 12\\)"):
             peers_data.judge(wrong, dataset)
 
