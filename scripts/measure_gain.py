@@ -75,11 +75,16 @@ def measure(options: argparse.Namespace, task: str) -> dict[str, Any]:
 
 def compare(options: argparse.Namespace, task: str, rates: dict[str, float], protocol: str) -> dict[str, Any]:
     """Gains of the arms at their rates, under one protocol: all test rows, and those of cold videos."""
+    from lsvcr.data.store import open_dataset
     from lsvcr.experiments.gain import measure_gain
-    from lsvcr.experiments.runs import load_run
+    from lsvcr.experiments.runs import load_run, with_users
 
+    dataset = open_dataset(options.data)
     arms = {
-        arm: [load_run(folder(options, task, arm, rate, seed), protocol) for seed in range(options.seeds)]
+        arm: [
+            with_users(load_run(folder(options, task, arm, rate, seed), protocol), dataset)
+            for seed in range(options.seeds)
+        ]
         for arm, rate in rates.items()
     }
     parts: dict[str, str | None] = {"all": None}

@@ -10,6 +10,7 @@ from lsvcr.baselines import grounding as formulas
 from lsvcr.baselines.generations import Generated
 from lsvcr.baselines.grounding_titles import TitleIndex, exact, normalised
 from lsvcr.baselines.grounding_vectors import cosines, distances
+from lsvcr.data.people import people_of
 from lsvcr.data.rank import RankData
 from lsvcr.data.spans import Spans
 from lsvcr.evaluation.metrics import DEFAULT_METRICS, compute, single
@@ -379,6 +380,7 @@ def measure(
                 found = standing(way, scores, targets[part], evidence.spoken, candidates)
                 places[name][number, :, part] = found
     masks = {name: mask[rows] for name, mask in slices(data).items()}
+    users = people_of(data.dataset, data.task, data.split)[rows]
     results: dict[str, dict[str, Result]] = {}
     for name in ways:
         results[name] = {}
@@ -388,6 +390,7 @@ def measure(
                 rows=rows,
                 values=compute(single(higher, tied), metrics),
                 slices=masks,
+                users=users,
                 positives_not_listed=int((tied == 0).sum()),
             )
     return results

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lsvcr.data.people import people_of
 from lsvcr.data.rank import RankBatch, RankData
 from lsvcr.data.spans import Spans, ranges
 from lsvcr.evaluation.counting import Counts, count_catalogue, count_listed
@@ -215,6 +216,7 @@ def _result(
         values={name: column[counted] for name, column in values.items()},
         slices={name: part[rows][counted] for name, part in slices(data).items()},
         overall=overall,
+        users=people_of(data.dataset, data.task, data.split)[rows][counted],
         rows_without_positives=int((~counted).sum()),
         positives_not_listed=int((ranks.tied == 0).sum()),
     )

@@ -49,6 +49,8 @@ class Result:
         rows_without_positives: rows left out of every mean because nothing could have been right.
         positives_not_listed: positives missing from their row's candidates; each counts as a miss.
         overall: figures of all rows together that no row has a share in, such as `coverage@10`.
+        users: (n,) int64, whose row it is, for a user's rows are no independent evidence; None where it is not known,
+            as in files of an earlier version: each row then counts as a user of its own.
     """
 
     fingerprint: Fingerprint
@@ -58,6 +60,12 @@ class Result:
     rows_without_positives: int = 0
     positives_not_listed: int = 0
     overall: dict[str, float] = field(default_factory=dict)
+    users: np.ndarray | None = None
+
+    def count_users(self, part: str | None = None) -> int:
+        """How many users the rows (of a slice) are of, as far as that is known; else how many rows there are."""
+        mask = np.ones(len(self.rows), dtype=bool) if part is None else self.slices[part]
+        return int(mask.sum()) if self.users is None else len(np.unique(self.users[mask]))
 
     def mean(self, metric: str, part: str | None = None) -> float | None:
         """Mean over the rows (of a slice), or a figure of all rows together; None when there are no rows."""
@@ -73,7 +81,8 @@ class Result:
         return self.values[metric] if part is None else self.values[metric][self.slices[part]]
 
     def summary(self) -> dict[str, Any]:
-        """What `metrics.json` holds of it: fingerprint, rows, value and interval a metric, and the slices."""
+        """What `metrics.json` holds of it: fingerprint, rows, users (None = not known), value and interval a metric,
+        and the slices."""
         everything = np.ones(len(self.rows), dtype=bool)
         whole = self._part(everything)
         whole["metrics"] |= {name: {"value": v, "interval": None} for name, v in self.overall.items()}
@@ -87,34 +96,64 @@ class Result:
 
     def _part(self, mask: np.ndarray) -> dict[str, Any]:
         rows = int(mask.sum())
+        users = None if self.users is None else self.users[mask]
+        about = {"rows": rows, "users": None if users is None else len(np.unique(users))}
         if not rows or not self.values:
-            return {
-                "rows": rows,
-                "metrics": {name: {"value": None, "interval": None} for name in self.values},
-            }
+            return {**about, "metrics": {name: {"value": None, "interval": None} for name in self.values}}
         table = np.stack([column[mask] for column in self.values.values()], axis=1)
-        low, high = bootstrap_interval(table)
+        low, high = bootstrap_interval(table, users)
         figures = {
             name: {"value": float(table[:, i].mean()), "interval": [float(low[i]), float(high[i])]}
             for i, name in enumerate(self.values)
         }
-        return {"rows": rows, "metrics": figures}
+        return {**about, "metrics": figures}
 
 
-def bootstrap_means(table: np.ndarray, resamples: int = RESAMPLES, seed: int = _BOOTSTRAP_SEED) -> np.ndarray:
-    """Means of `resamples` samples of rows with replacement: (n, M) -> (resamples, M) float64."""
-    rng = np.random.default_rng((seed, len(table)))
+def by_user(table: np.ndarray, users: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over each user's rows and how many these are: (n, M) -> (U, M) and (U,) int64.
+
+    Where no user has two rows, or `users` (n,) is None, these are the rows themselves in their order.
+    """
+    if users is not None:
+        order = np.argsort(users, kind="stable")
+        starts = np.unique(users[order], return_index=True)[1]
+        if len(starts) < len(users):
+            return np.add.reduceat(table[order], starts, axis=0), np.diff(starts, append=len(users))
+    return table, np.ones(len(table), dtype=np.int64)
+
+
+def bootstrap_means(
+    table: np.ndarray,
+    users: np.ndarray | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = _BOOTSTRAP_SEED,
+) -> np.ndarray:
+    """Means over `resamples` samples of users with replacement, each with all of its rows.
+
+    Args:
+        table: (n, M), a row a row.
+        users: (n,), whose row it is; None = nobody has two.
+        resamples: how many samples.
+        seed: with the number of users it says what is drawn.
+
+    Returns:
+        (resamples, M) float64.
+    """
+    sums, sizes = by_user(table, users)
+    rng = np.random.default_rng((seed, len(sums)))
     means = np.empty((resamples, table.shape[1]))
     for number in range(resamples):
-        counts = np.bincount(rng.integers(0, len(table), len(table)), minlength=len(table))
-        means[number] = counts @ table
-    return means / len(table)
+        counts = np.bincount(rng.integers(0, len(sums), len(sums)), minlength=len(sums))
+        means[number] = counts @ sums / (counts @ sizes)
+    return means
 
 
-def bootstrap_interval(table: np.ndarray, seed: int = _BOOTSTRAP_SEED) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of the mean at 95 %, rows resampled: (n, M) -> two arrays (M,). Seeded."""
+def bootstrap_interval(
+    table: np.ndarray, users: np.ndarray | None = None, seed: int = _BOOTSTRAP_SEED
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval of the mean at 95 %: two arrays (M,), from what `bootstrap_means` takes."""
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(bootstrap_means(table, seed=seed), [tail, 1 - tail], axis=0)
+    low, high = np.quantile(bootstrap_means(table, users, seed=seed), [tail, 1 - tail], axis=0)
     return low, high
 
 
@@ -160,6 +199,7 @@ def save_rows(path: str | Path, result: Result) -> None:
     from safetensors.numpy import save_file
 
     tensors = {"rows": result.rows.astype(np.int64)}
+    tensors |= {} if result.users is None else {"users": result.users.astype(np.int64)}
     tensors |= {f"metric/{name}": np.ascontiguousarray(column) for name, column in result.values.items()}
     tensors |= {f"slice/{name}": mask.astype(np.uint8) for name, mask in result.slices.items()}
     counts = {
@@ -176,7 +216,7 @@ def save_rows(path: str | Path, result: Result) -> None:
 
 
 def load_rows(path: str | Path) -> Result:
-    """What `save_rows` wrote, in this version or an earlier one, whose files have fewer slices.
+    """What `save_rows` wrote, in this version or an earlier one, whose files have fewer slices or no users.
 
     Raises:
         UserError: the file is missing or is not such a file.
@@ -199,4 +239,5 @@ def load_rows(path: str | Path) -> Result:
     slices = {
         name.removeprefix("slice/"): array > 0 for name, array in tensors.items() if name.startswith("slice/")
     }
-    return Result(fingerprint, tensors["rows"], values, slices, overall=overall, **counts)
+    users = tensors.get("users")
+    return Result(fingerprint, tensors["rows"], values, slices, overall=overall, users=users, **counts)

@@ -15,6 +15,7 @@ from lsvcr.evaluation.protocol import split_words
 from lsvcr.evaluation.result import Result, load_rows, same_protocol
 from lsvcr.evaluation.significance import paired_all
 from lsvcr.evaluation.slices import NAMES
+from lsvcr.experiments.runs import with_users
 from lsvcr.schema import Task
 from lsvcr.training.rank_evaluate import Asked, evaluate_rows
 from lsvcr.training.rank_state import ROWS_FILE
@@ -31,7 +32,8 @@ class Question:
     """What two runs are compared on.
 
     Attributes:
-        data: prepared dataset, or empty where both runs have stored rows.
+        data: prepared dataset, or empty where both runs have stored rows. It also says whose rows of an earlier version
+            are.
         split: `test` or `val`.
         protocol: `full`, `sampled` or all.
         metrics: none = what both have.
@@ -59,8 +61,9 @@ def compare(a: str, b: str, question: Question) -> dict[str, Any]:
 
     Returns:
         `a`, `b`, `task`, `split`, `data_hash`, `source` (`stored` or `evaluated`) and `protocols`: name -> fingerprint,
-        rows, metrics (`a`, `b`, `difference`, `interval`, `bootstrap_p`, `t_p`, `rows`; null where too few rows leave
-        nothing to say) and the same for each of the slices that both results have.
+        rows, users (null where nothing says whose the rows are: each then counts as a user of its own), metrics (`a`,
+        `b`, `difference`, `interval`, `bootstrap_p`, `t_p`, `rows`; null where too few users leave nothing to say) and
+        the same for each of the slices that both results have.
 
     Raises:
         UserError: the two were measured under different protocols (the message names what differs), nothing is stored
@@ -71,7 +74,8 @@ def compare(a: str, b: str, question: Question) -> dict[str, Any]:
     source = "stored" if all(found is not None for found in stored.values()) else "evaluated"
     if source == "stored":
         results = {label: found for label, found in stored.items() if found is not None}
-        _check_data(results["A"], a, question.data)
+        if question.data:
+            results = _on_data(results, a, question.data)
     else:
         results = _evaluated(names, stored, question)
     left, right = results["A"], results["B"]
@@ -118,17 +122,21 @@ def _evaluated(
     }
 
 
-def _check_data(results: Mapping[str, Result], folder: str, data: str) -> None:
-    """Whoever names a dataset is not told figures of another one."""
-    if not data:
-        return
-    given = open_dataset(data).data_hash
-    measured = next(iter(results.values())).fingerprint.data_hash
-    if measured != given:
+def _on_data(
+    results: Mapping[str, dict[str, Result]], folder: str, data: str
+) -> dict[str, dict[str, Result]]:
+    """Stored results with their users. Whoever names a dataset is not told figures of another one."""
+    dataset = open_dataset(data)
+    measured = next(iter(results["A"].values())).fingerprint.data_hash
+    if measured != dataset.data_hash:
         raise UserError(
-            f"{folder} was measured on other data ({measured}) than {data} ({given}); give the dataset it was trained "
-            "on, or leave --data away"
+            f"{folder} was measured on other data ({measured}) than {data} ({dataset.data_hash}); give the dataset it "
+            "was trained on, or leave --data away"
         )
+    return {
+        label: {name: with_users(result, dataset) for name, result in found.items()}
+        for label, found in results.items()
+    }
 
 
 def _protocol(a: Result, b: Result, asked: Sequence[str]) -> dict[str, Any]:
@@ -156,19 +164,22 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def _part(a: Result, b: Result, metrics: Sequence[str], part: str | None) -> dict[str, Any]:
+    told = a if b.users is None else b
+    users = None if told.users is None else told.count_users(part)
     rows = len(a.rows) if part is None else int(a.slices[part].sum())
+    about = {"rows": rows, "users": users}
     means = {name: (a.mean(name, part), b.mean(name, part)) for name in metrics}
-    if not metrics or rows < 2:
+    if not metrics or told.count_users(part) < 2:
         few = {
             name: _entry(ours, theirs, None if ours is None or theirs is None else ours - theirs, rows=rows)
             for name, (ours, theirs) in means.items()
         }
-        return {"rows": rows, "metrics": few}
+        return {**about, "metrics": few}
     found = {}
     for c in paired_all(a, b, metrics, part):
         tests = {"interval": list(c.interval), "bootstrap_p": c.bootstrap_p, "t_p": c.t_p}
         found[c.metric] = _entry(*means[c.metric], c.difference, rows=rows) | tests
-    return {"rows": rows, "metrics": found}
+    return {**about, "metrics": found}
 
 
 def _entry(a: float | None, b: float | None, difference: float | None, rows: int) -> dict[str, Any]:
@@ -190,7 +201,24 @@ def print_comparison(report: Mapping[str, Any]) -> None:
                 table.add_row(part if number == 0 else "", metric, *_cells(entry))
             table.add_section()
         console = print_whole(table)
-    console.print(f"A = {report['a']}\nB = {report['b']}", highlight=False, markup=False)
+    said = [f"A = {report['a']}", f"B = {report['b']}", *_of_users(report)]
+    console.print("\n".join(said), highlight=False, markup=False, soft_wrap=True)
+
+
+def _of_users(report: Mapping[str, Any]) -> list[str]:
+    """What must be said of the rows' users, where they are not as many."""
+    whole = next(iter(report["protocols"].values()))
+    if whole["users"] is None:
+        return [
+            "Each row counts as a user of its own: these rows, stored by an earlier version, do not say whose they "
+            "are. Where users have several (`lsvcr prepare --split temporal`) intervals are too narrow and p-values "
+            "too small: give the dataset with --data, which says it."
+        ]
+    if whole["users"] < whole["rows"]:
+        return [
+            f"The {whole['rows']:,} rows are of {whole['users']:,} users: intervals and tests are over users."
+        ]
+    return []
 
 
 def _cells(entry: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The figures of a comparison: means over seeds, intervals over rows, paired tests against the best baseline."""
+"""The figures of a comparison: means over seeds, intervals over users, paired tests against the best baseline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +13,7 @@ from lsvcr.evaluation.significance import holm, paired_all
 from lsvcr.experiments.compare_job import Job
 from lsvcr.experiments.compare_models import Member
 from lsvcr.experiments.compare_recipe import Recipe
+from lsvcr.experiments.runs import with_users
 from lsvcr.schema import Split, Task
 from lsvcr.settings import CompareSettings
 from lsvcr.utils.errors import UserError
@@ -70,6 +71,7 @@ def on_rows(result: Result, drawn: Drawn | None) -> Result:
         values={name: values[here] for name, values in result.values.items()},
         slices={name: mask[here] for name, mask in result.slices.items()},
         overall={},
+        users=None if result.users is None else result.users[here],
     )
 
 
@@ -95,7 +97,10 @@ def report_of(
     """
     done = [row for row in rows if row.jobs]
     drawn = {split: drawn_of(settings, dataset, split) for split in (Split.VAL, Split.TEST)}
-    results = {row.member.name: row.tests(drawn[Split.TEST]) for row in done}
+    results = {
+        row.member.name: [with_users(result, dataset) for result in row.tests(drawn[Split.TEST])]
+        for row in done
+    }
     validations = _validations(done, drawn[Split.VAL], settings.metric)
     baselines = {row.member.name: validations[row.member.name] for row in done if not row.member.is_product}
     reference = max(baselines, key=lambda name: baselines[name]) if baselines else None
@@ -126,17 +131,18 @@ def statistics(reference: str | None, metric: str) -> list[str]:
     """In sentences, what the numbers of a comparison mean."""
     said = [
         f"Values are means over test rows and seeds. Intervals: {100 * CONFIDENCE:.0f} %, percentile bootstrap over "
-        f"the test rows ({RESAMPLES:,} resamples) of each row's value averaged over the seeds. The spread is the "
-        "standard deviation of the seeds' means, apart from that.",
+        f"the users ({RESAMPLES:,} resamples), each with all test rows of that user, of each row's value averaged over "
+        "the seeds. The spread is the standard deviation of the seeds' means, apart from that.",
     ]
     if reference is None:
         return [*said, "No baseline is in the table, so nothing was tested."]
     return [
         *said,
-        f"Differences are against {reference}, the best baseline by {metric} on validation: paired t-tests of the row "
-        "values averaged over seeds. Their p-values are corrected (Holm) for the comparisons of all rows with it in "
-        "that metric, each metric and the cold part for itself: read the metric that was named beforehand. They say "
-        "whether these trained models differ on other users; how much another training would differ, the spread says.",
+        f"Differences are against {reference}, the best baseline by {metric} on validation: paired t-tests over users "
+        "of the row values averaged over seeds. Their p-values are corrected (Holm) for the comparisons of all rows "
+        "with it in that metric, each metric and the cold part for itself: read the metric that was named beforehand. "
+        "They say whether these trained models differ on other users; how much another training would differ, the "
+        "spread says.",
         f"* = corrected p below {LEVEL:.2g}.",
     ]
 
@@ -167,8 +173,8 @@ def compared(
         reference: the row that the others are tested against; None = no tests.
 
     Returns:
-        By row `metrics` and `cold` (one metric; None where no row is cold, or every one): name -> `value`, `interval`,
-        `by_seed`, `spread` (None for one seed) and `versus` (None where there is no test).
+        By row `metrics` and `cold` (one metric; None where no or one user's rows are cold, or all): name -> `value`,
+        `rows`, `users`, `interval`, `by_seed`, `spread` (None for one seed) and `versus` (None where there is no test).
 
     Raises:
         UserError: results of different protocols or rows.
@@ -177,13 +183,16 @@ def compared(
     same_protocol(means)
     cold = main if main in metrics else metrics[-1]
     parts: dict[str, tuple[str | None, list[str]]] = {"metrics": (None, list(metrics))}
-    if all(COLD in mean.slices and 1 < mean.slices[COLD].sum() < len(mean.rows) for mean in means.values()):
+    if all(
+        COLD in mean.slices and mean.count_users(COLD) > 1 and not mean.slices[COLD].all()
+        for mean in means.values()
+    ):
         parts[COLD] = (COLD, [cold])
     found: dict[str, dict[str, Any]] = {}
     for name in results:
         found[name] = {part: _figures(results[name], means[name], *asked) for part, asked in parts.items()}
         found[name].setdefault(COLD, None)
-    if reference is not None and len(means[reference].rows) > 1:
+    if reference is not None and means[reference].count_users() > 1:
         _test(found, means, parts, reference)
     return found
 
@@ -193,13 +202,15 @@ def _figures(
 ) -> dict[str, dict[str, Any]]:
     """Figures of a row without tests, for all test rows or a part of them."""
     mask = np.ones(len(mean.rows), dtype=bool) if part is None else mean.slices[part]
-    low, high = bootstrap_interval(np.stack([mean.values[name][mask] for name in metrics], axis=1))
+    users = None if mean.users is None else mean.users[mask]
+    low, high = bootstrap_interval(np.stack([mean.values[name][mask] for name in metrics], axis=1), users)
     found = {}
     for place, name in enumerate(metrics):
         by_seed = [float(result.values[name][mask].mean()) for result in results]
         found[name] = {
             "value": float(mean.values[name][mask].mean()),
             "rows": int(mask.sum()),
+            "users": mean.count_users(part),
             "interval": [float(low[place]), float(high[place])],
             "by_seed": by_seed,
             "spread": float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None,

@@ -74,7 +74,7 @@ def _pictures(report: Mapping[str, Any]) -> Html:
         bars = [_bar(row, entry, report) for row, entry in entries.items()]
         figures.append(bar_figure(name, bars, f"bars-{number}"))
     hint = (
-        "Bars: means over test rows and seeds. Lines: 95 % intervals over rows. Dots: the means of the single seeds. "
+        "Bars: means over test rows and seeds. Lines: 95 % intervals over users. Dots: the means of the single seeds. "
         "Point at a bar for its figures."
     )
     return section("Pictures", tag("p", hint, class_="soft"), tag("div", *figures, class_="charts"))

@@ -1,7 +1,8 @@
 """What stage one adds over the untuned LLM's text: several seeds, equal tuning, one interval.
 
 The question has two sources of noise: which users are in the test, and which seed trained the models. The
-estimate averages each test row's gap over seeds; its interval resamples rows and seeds together.
+estimate averages each test row's gap over seeds; its interval resamples users, each with all of its rows, and seeds
+together.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lsvcr.evaluation.result import CONFIDENCE, Result, same_protocol
+from lsvcr.evaluation.result import CONFIDENCE, Result, by_user, same_protocol
 from lsvcr.utils.errors import UserError
 
 RESAMPLES = 2000
@@ -23,14 +24,16 @@ class Gain:
     Attributes:
         metric: its name.
         rows: test rows.
+        users: how many users they are of; as many as rows where that is not known.
         aligned, control: means of both arms over rows and seeds.
         gain: their difference.
-        interval: 95 % percentile bootstrap interval of the gain, rows and seeds resampled.
+        interval: 95 % percentile bootstrap interval of the gain, users and seeds resampled.
         by_seed: the gain of each seed.
     """
 
     metric: str
     rows: int
+    users: int
     aligned: float
     control: float
     gain: float
@@ -64,12 +67,15 @@ def measure_gain(
     if a.shape[1] == 0:
         raise UserError(f"no test row is in the slice {part}")
     gap = a - b
-    means = _resampled(gap)
+    first = aligned[0]
+    users = first.users if part is None or first.users is None else first.users[first.slices[part]]
+    means = _resampled(gap, users)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Gain(
         metric=metric,
         rows=a.shape[1],
+        users=first.count_users(part),
         aligned=float(a.mean()),
         control=float(b.mean()),
         gain=float(gap.mean()),
@@ -78,14 +84,17 @@ def measure_gain(
     )
 
 
-def _resampled(gap: np.ndarray) -> np.ndarray:
-    """Means of (S, n) with seeds and rows drawn with replacement: (RESAMPLES,)."""
-    seeds, rows = gap.shape
-    rng = np.random.default_rng((_SEED, seeds, rows))
+def _resampled(gap: np.ndarray, users: np.ndarray | None) -> np.ndarray:
+    """Means of (S, n) with seeds and users (n,) drawn with replacement: (RESAMPLES,)."""
+    table, sizes = by_user(gap.T, users)
+    sums = np.ascontiguousarray(table.T)
+    seeds, people = sums.shape
+    rng = np.random.default_rng((_SEED, seeds, people))
     means = np.empty(RESAMPLES)
     for number in range(RESAMPLES):
-        drawn = gap[rng.integers(0, seeds, seeds)].mean(axis=0)
-        means[number] = drawn @ np.bincount(rng.integers(0, rows, rows), minlength=rows) / rows
+        drawn = sums[rng.integers(0, seeds, seeds)].mean(axis=0)
+        counts = np.bincount(rng.integers(0, people, people), minlength=people)
+        means[number] = drawn @ counts / (counts @ sizes)
     return means
 
 

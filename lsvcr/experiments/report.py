@@ -149,11 +149,7 @@ def _tests(tests: tuple[TestPart, ...]) -> list[Html]:
         metrics = dict.fromkeys(name for part in parts for name in part.figures)
         rows = [[name, *(_with_interval(part, name) for part in parts)] for name in metrics]
         tables.append(table(header, rows, f"{protocol} candidates"))
-    return [
-        section(
-            "Test figures", tag("p", "Means with their 95 % intervals over rows.", class_="soft"), *tables
-        )
-    ]
+    return [section("Test figures", tag("p", "Means with their 95 % intervals.", class_="soft"), *tables)]
 
 
 def _with_interval(part: TestPart, metric: str) -> str:

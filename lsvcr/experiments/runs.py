@@ -1,11 +1,13 @@
 """Finished runs of stage two and of `lsvcr train`, found by folder: the input of every table and comparison."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from lsvcr.data.people import people_of
 from lsvcr.data.store import Dataset
 from lsvcr.evaluation.evaluator import CatalogueScorer
 from lsvcr.evaluation.result import Result, load_rows
@@ -56,6 +58,18 @@ def load_task_runs(folder: str | Path, protocol: str = "full") -> dict[Task, Res
     if not found:
         raise UserError(f"{folder} is no finished run, and has no folder Rec or CommRank with one")
     return found
+
+
+def with_users(result: Result, dataset: Dataset) -> Result:
+    """A result whose rows say whose they are; as it is, if they do already or it is of another dataset.
+
+    Files of an earlier version do not say it, but the dataset does.
+    """
+    mark = result.fingerprint
+    if result.users is not None or mark.data_hash != dataset.data_hash:
+        return result
+    users = people_of(dataset, Task(mark.task), Split(mark.split.partition(" ")[0]))
+    return replace(result, users=users[result.rows])
 
 
 def collaborative_scores(

@@ -11,7 +11,7 @@ from lsvcr.data.store import open_dataset
 from lsvcr.evaluation.protocol import Protocol
 from lsvcr.evaluation.result import Result, same_protocol
 from lsvcr.evaluation.significance import paired
-from lsvcr.experiments.runs import load_task_runs
+from lsvcr.experiments.runs import load_task_runs, with_users
 from lsvcr.schema import Split, Task
 from lsvcr.utils.tables import print_whole
 
@@ -46,7 +46,9 @@ def compare_runs(
             for task in Task
         }
     }
-    models |= {label: load_task_runs(folder, protocol) for label, folder in runs.items()}
+    for label, folder in runs.items():
+        found = load_task_runs(folder, protocol)
+        models[label] = {task: with_users(result, dataset) for task, result in found.items()}
     for task in Task:
         same_protocol({label: results[task] for label, results in models.items() if task in results})
     return {
@@ -94,7 +96,7 @@ def _difference(models: Mapping[str, Mapping[Task, Result]]) -> dict[str, Any]:
             continue
         a, b = models[last][task], models[before][task]
         parts = {metric: paired(a, b, metric) for metric in COLUMNS}
-        if task is Task.REC and COLD in a.slices and a.slices[COLD].sum() > 1:
+        if task is Task.REC and COLD in a.slices and a.count_users(COLD) > 1:
             parts[COLD] = paired(a, b, COLD_COLUMN, COLD)
         found[task.value] = {
             name: {
@@ -102,6 +104,7 @@ def _difference(models: Mapping[str, Mapping[Task, Result]]) -> dict[str, Any]:
                 "interval": list(c.interval),
                 "p": c.bootstrap_p,
                 "rows": c.rows,
+                "users": c.users,
             }
             for name, c in parts.items()
         }

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsvcr.data.audit import audit
+from lsvcr.data.people import people_of
 from lsvcr.data.prepare import prepare
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.schema import Split, Task
@@ -109,6 +110,9 @@ def test_a_history_that_begins_otherwise_is_a_user_of_its_own(tmp_path: Path):
     assert [record[1:] for record in found] == [record_of(own)[1:] for own in lines[REC, Split.TEST]]
     assert [record[0] for record in records(dataset, REC, Split.TRAIN)] == ["a", "8", "a#3", "a#3"]
     assert dataset.train_counts()[1] == 1, "a person counts once, whatever the number of users made of one"
+    tested = people_of(dataset, REC, Split.TEST)
+    assert tested[0] == tested[2] == tested[3] != tested[1], "rows of a person are told to be of one"
+    assert len(set(people_of(dataset, REC, Split.TRAIN).tolist())) == 2
 
 
 def test_one_visit_and_two_visits_are_told_apart(tmp_path: Path):

@@ -230,8 +230,11 @@ def test_titles_are_needed_to_say_them(world: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_part_of_a_result_is_that_of_its_rows() -> None:
+    users = np.array([3, 3, 5, 8])
     whole = replace(
-        fabricated.result([0.1, 0.2, 0.3, 0.4], [True, False, True, True]), overall={"gini@10": 0.5}
+        fabricated.result([0.1, 0.2, 0.3, 0.4], [True, False, True, True]),
+        overall={"gini@10": 0.5},
+        users=users,
     )
     some = draw(4, 2, 1, Split.TEST)
     assert some is not None
@@ -239,6 +242,7 @@ def test_a_part_of_a_result_is_that_of_its_rows() -> None:
     assert np.array_equal(found.rows, some.rows) and found.overall == {}
     assert np.array_equal(found.values["ndcg@10"], whole.values["ndcg@10"][some.rows])
     assert np.array_equal(found.slices["cold"], whole.slices["cold"][some.rows])
+    assert np.array_equal(found.users, users[some.rows])
     assert found.fingerprint.split == "test (2 of 4 rows, seed 1)"
     assert on_rows(found, some) is found and on_rows(whole, None) is whole
 
