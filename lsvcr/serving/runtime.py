@@ -249,7 +249,8 @@ class Recommender:
         ks = [_checked_k(query.k) for query in queries]
         histories = self._histories(snapshot, queries, notes)
         without = [
-            self._without(snapshot, query, rows) for query, rows in zip(queries, histories, strict=True)
+            self._without(snapshot, query, rows, missing)
+            for query, rows, missing in zip(queries, histories, notes, strict=True)
         ]
         chosen = [
             _chosen(snapshot.videos, query.candidates, "candidates", missing.videos)
@@ -315,14 +316,14 @@ class Recommender:
             raise UnknownId(f"no user {user!r} in this bundle")
         return row
 
-    def _without(self, snapshot: Snapshot, query: Query, rows: Rows) -> np.ndarray:
+    def _without(self, snapshot: Snapshot, query: Query, rows: Rows, missing: Missing) -> np.ndarray:
         """Rows that a query leaves out, besides hidden ones."""
         excluded = id_list(query.exclude, "exclude")
         if not isinstance(query.exclude_seen, bool):
             raise BadRequest(f"exclude_seen is true or false, not {reprlib.repr(query.exclude_seen)}")
         if query.exclude_seen and query.user is None and not excluded:
             return np.concatenate([rows.videos, rows.event_videos])
-        parts = [snapshot.videos.find(excluded)]
+        parts = [missing.videos(excluded, snapshot.videos.find_live(excluded))]
         if query.exclude_seen:
             parts += [rows.videos, rows.event_videos]
             if query.user is not None:
