@@ -10,7 +10,7 @@ from lsvcr import __version__
 from lsvcr.serving.errors import BadRequest, UnknownId
 from lsvcr.serving.http.admin import add_admin
 from lsvcr.serving.http.bodies import BodyRoute
-from lsvcr.serving.http.errors import ApiError, as_api_error, error_body, plain
+from lsvcr.serving.http.errors import ApiError, as_api_error, error_body, parameter_error
 from lsvcr.serving.http.guard import Guard, failure_text
 from lsvcr.serving.http.page import Page
 from lsvcr.serving.http.routes import JSON, add_look_ups, add_questions, add_state
@@ -57,7 +57,7 @@ def _of_framework(error: Exception) -> ApiError:
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:])
-        return ApiError(422, "bad_request", f"{place}: {plain(first['msg'])}")
+        return parameter_error(place, first["msg"])
     if isinstance(error, HTTPException):
         headers = [(name.encode(), value.encode()) for name, value in (error.headers or {}).items()]
         text = {

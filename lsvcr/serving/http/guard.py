@@ -84,7 +84,7 @@ class Guard:
                 known = ApiError(500, "internal", failure_text())
                 reason = {"reason": repr(error), "traceback": traceback.format_exc()}
             await exchange.error(known)
-        path = route.path if route is not None else getattr(scope.get("route"), "path", UNMATCHED)
+        path = route.path if route is not None else getattr(scope.get("route"), "path_format", UNMATCHED)
         self._tell(scope, exchange, path, time.perf_counter() - began, reason)
 
     def _tell(
