@@ -66,7 +66,7 @@ def _history(text: str) -> dict[str, Any]:
             raise UserError(f"{name} cannot be read: {broken}") from None
     try:
         content = json.loads(text)
-    except ValueError as broken:
+    except (ValueError, RecursionError) as broken:
         raise UserError(f"{name} is not valid JSON ({broken})") from None
     if not isinstance(content, Mapping):
         raise UserError(f'{name} is a JSON object such as {{"video_history": [1, 2]}}, not {text[:80]}')

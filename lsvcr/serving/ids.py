@@ -6,6 +6,7 @@ Texts: `ids.offsets.npy` and `ids.bytes.npy` (see `texts`), `hashes.npy` (n,) ui
 
 import hashlib
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,6 +73,18 @@ def _refuse_twice(ids: np.ndarray) -> None:
         raise ValueError(f"the id {ids.tolist()[0]!r} stands twice")
 
 
+def _encoded(text: str) -> bytes:
+    """An id as it is stored.
+
+    Raises:
+        BadRequest: it has half a character.
+    """
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadRequest("an id has half of a surrogate pair, which is no character") from None
+
+
 def _hash(text: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
@@ -121,19 +134,22 @@ class IdMap:
         A text that is no number stays one where ids are numbers, and is unknown there.
 
         Raises:
-            BadRequest: neither a whole number nor a text.
+            BadRequest: neither a whole number nor a text, or a text with half a character.
         """
         if isinstance(raw, int | np.integer) and not isinstance(raw, bool):
             return int(raw) if self.numbers else str(raw)
         if not isinstance(raw, str):
-            raise BadRequest(f"an id is a whole number or a text, not {raw!r}")
-        return int(raw) if self.numbers and _DIGITS.fullmatch(raw) else raw
+            raise BadRequest(f"an id is a whole number or a text, not {reprlib.repr(raw)}")
+        if self.numbers and _DIGITS.fullmatch(raw):
+            return int(raw)
+        _encoded(raw)
+        return raw
 
     def find(self, ids: Sequence[RawId]) -> np.ndarray:
         """Rows of ids, (n,) int64; `UNKNOWN` for those that are not here.
 
         Raises:
-            BadRequest: an id is neither a whole number nor a text.
+            BadRequest: an id is neither a whole number nor a text, or a text with half a character.
         """
         if not len(ids):
             return np.zeros(0, dtype=np.int64)
@@ -163,7 +179,7 @@ class IdMap:
         return rows
 
     def _find_texts(self, ids: Sequence[str], texts: TextTable) -> np.ndarray:
-        wanted = [one.encode("utf-8", errors="replace") for one in ids]
+        wanted = list(map(_encoded, ids))
         hashes = np.fromiter(map(_hash, wanted), np.uint64, len(wanted))
         first = np.searchsorted(self._keys, hashes)
         last = np.searchsorted(self._keys, hashes, side="right")
@@ -179,9 +195,14 @@ class IdMap:
         return rows
 
     def starting_with(self, prefix: str, limit: int) -> list[RawId]:
-        """At most `limit` ids whose text or digits begin with `prefix`: texts by row, numbers ascending."""
+        """At most `limit` ids whose text or digits begin with `prefix`: texts by row, numbers ascending.
+
+        Raises:
+            BadRequest: a prefix with half a character.
+        """
+        start = _encoded(prefix)
         if isinstance(self._by_row, TextTable):
-            return [self._by_row[row] for row in self._by_row.starting_with(prefix, limit)]
+            return [self._by_row[row] for row in self._by_row.starting_with(start, limit)]
         if not prefix:
             return self.take(np.arange(1, min(limit + 1, len(self))))
         return self._numbers_starting_with(prefix, limit)

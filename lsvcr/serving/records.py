@@ -57,7 +57,7 @@ def checked_id(ids: IdMap, raw: Any) -> RawId:
         if not isinstance(found, int) or found not in _INT64:
             raise BadRequest(f"the ids of this bundle are whole numbers of 64 bits, not {raw!r}")
         return found
-    return checked_text(found, "an id")
+    return found
 
 
 def checked_text(text: Any, name: str) -> str:

@@ -1,5 +1,6 @@
 """`Recommender`: a bundle that answers."""
 
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -248,7 +249,8 @@ class Recommender:
         ks = [_checked_k(query.k) for query in queries]
         histories = self._histories(snapshot, queries, notes)
         without = [
-            self._without(snapshot, query, rows) for query, rows in zip(queries, histories, strict=True)
+            self._without(snapshot, query, rows, missing)
+            for query, rows, missing in zip(queries, histories, notes, strict=True)
         ]
         chosen = [
             _chosen(snapshot.videos, query.candidates, "candidates", missing.videos)
@@ -291,11 +293,11 @@ class Recommender:
         self, snapshot: Snapshot, queries: Sequence[Query | CommentQuery], notes: Sequence[Missing]
     ) -> list[Rows]:
         """The histories that each query gives or its user has."""
-        for query in queries:
-            if query.user is not None and (len(query.video_history) or len(query.comment_history)):
-                raise BadRequest("give either a user or histories, not both")
         given = [(query.video_history, query.comment_history) for query in queries]
         rows = resolve(snapshot, given, notes)
+        for query in queries:  # their histories are lists: that has been looked at
+            if query.user is not None and (len(query.video_history) or len(query.comment_history)):
+                raise BadRequest("give either a user or histories, not both")
         return [
             own if query.user is None else stored_rows(snapshot, self._user_row(query.user))
             for query, own in zip(queries, rows, strict=True)
@@ -314,14 +316,14 @@ class Recommender:
             raise UnknownId(f"no user {user!r} in this bundle")
         return row
 
-    def _without(self, snapshot: Snapshot, query: Query, rows: Rows) -> np.ndarray:
+    def _without(self, snapshot: Snapshot, query: Query, rows: Rows, missing: Missing) -> np.ndarray:
         """Rows that a query leaves out, besides hidden ones."""
         excluded = id_list(query.exclude, "exclude")
         if not isinstance(query.exclude_seen, bool):
-            raise BadRequest(f"exclude_seen is true or false, not {query.exclude_seen!r}")
+            raise BadRequest(f"exclude_seen is true or false, not {reprlib.repr(query.exclude_seen)}")
         if query.exclude_seen and query.user is None and not excluded:
             return np.concatenate([rows.videos, rows.event_videos])
-        parts = [snapshot.videos.find(excluded)]
+        parts = [missing.videos(excluded, snapshot.videos.find_live(excluded))]
         if query.exclude_seen:
             parts += [rows.videos, rows.event_videos]
             if query.user is not None:
@@ -333,7 +335,7 @@ class Recommender:
 
 def _checked_k(k: Any) -> int:
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise BadRequest(f"k is a whole number from 1 on, not {k!r}")
+        raise BadRequest(f"k is a whole number from 1 on, not {reprlib.repr(k)}")
     return int(k)
 
 

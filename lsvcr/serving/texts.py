@@ -51,12 +51,12 @@ class TextTable:
         ends = zip(self._offsets.take(rows).tolist(), self._offsets.take(rows + 1).tolist(), strict=True)
         return [bytes(self._content[start:end]) for start, end in ends]
 
-    def starting_with(self, prefix: str, limit: int) -> list[int]:
-        """The first `limit` rows (from 1) whose text begins with `prefix`."""
+    def starting_with(self, prefix: bytes, limit: int) -> list[int]:
+        """The first `limit` rows (from 1) whose text begins with `prefix`, UTF-8."""
         starts, ends = self._offsets[1:-1], self._offsets[2:]
         rows = np.arange(len(starts))
         content = np.frombuffer(self._content, dtype=np.uint8)
-        for place, byte in enumerate(prefix.encode("utf-8")):
+        for place, byte in enumerate(prefix):
             rows = rows[starts[rows] + place < ends[rows]]
             rows = rows[content[starts[rows] + place] == byte]
         return [int(row) + 1 for row in rows[:limit]]

@@ -68,6 +68,11 @@ class ServeSettings:
     bundle: str = option("", "bundle folder, as `lsvcr export` writes it")
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 = every network of the machine")
     port: int = option(8000, "port to listen on; 0 = a free one, which the first log line tells")
+    allowed_hosts: str = option(
+        "",
+        "names that a request's Host may have besides localhost and --host, separated by commas; empty = no others on "
+        "a loopback address, any on another",
+    )
     state: str = option(
         "", "folder that keeps the changes of the catalogue; empty = they end with the process"
     )

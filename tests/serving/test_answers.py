@@ -68,7 +68,7 @@ def test_any_request_is_answered_as_by_brute_force(
         equal = [row for row in found if (row - 1) % DISTINCT == video]
         every = [row for row in allowed.tolist() if (row - 1) % DISTINCT == video]
         assert equal == every[: len(equal)]
-    unknown = [row for row in dict.fromkeys([*history, *(candidates or [])]) if row > N]
+    unknown = [row for row in dict.fromkeys([*history, *exclude, *(candidates or [])]) if row > N]
     assert answer.unknown.videos == raw(unknown)
 
 

@@ -98,6 +98,8 @@ def test_a_removed_video_is_a_new_one_when_it_is_put_again_and_has_its_comments_
     catalogue.put_comment(3, 1007, "one more", VECTORS[0], likes=1000)
     catalogue.remove_video(1007)
     assert 1007 not in scores(recommender) and recommender.title(1007) is None
+    assert recommender.recommend([1007], exclude=[1014]).unknown.videos == []  # it still says something
+    assert recommender.recommend(exclude=[1014, 1007]).unknown.videos == [1007]
     with pytest.raises(UnknownId):
         recommender.rank_comments([], [], 1007)
     other = recommender.rank_comments([], [], 1014, comments=[3, *own])

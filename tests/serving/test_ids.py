@@ -83,6 +83,27 @@ def test_digits_and_numbers():
                 found.find([7, wrong])
 
 
+@pytest.mark.parametrize("ids", [[1, 7], ["?", "7"]], ids=["int", "str"])
+def test_half_a_character_is_no_id(ids):
+    found = in_memory(ids)
+    for ask in (
+        found.normalise,
+        lambda half: found.starting_with(half, 9),
+        lambda half: found.find([7, half]),
+    ):
+        with pytest.raises(BadRequest, match="an id has half of a surrogate pair"):
+            ask("\ud800")
+
+
+def test_what_is_nested_deep_is_told_in_short():
+    nested: list = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(BadRequest, match=r"an id is a whole number or a text, not \[\[\[") as told:
+        in_memory([1]).find([nested])
+    assert len(str(told.value)) < 100
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(-999, 99999), unique=True, max_size=60), st.integers(-99, 999), st.integers(0, 9))
 def test_numbers_by_their_first_digits(ids, prefix, limit):

@@ -107,6 +107,14 @@ def test_more_lines_than_are_read_at_once(bundle, tmp_path):
         (b'{"user": ', "Expecting value"),
         (b'{"user": "\xff"}', "utf-8"),
         (b"[" * 100_000, "recursion"),
+        (b'{"user": 101, "video_history": null}', "video_history is a list of ids, not NoneType"),
+        (b'{"user": 101, "comment_history": 5}', "comment_history is a list, not int"),
+        (b'{"video_history": ["\\ud800"]}', "an id has half of a surrogate pair, which is no character"),
+        (b'{"user": "\\ud800"}', "an id has half of a surrogate pair"),
+        (
+            b'{"video_history": [' + b"[" * 500 + b"]" * 501 + b"}",
+            "an id is a whole number or a text, not [[[[",
+        ),
     ],
 )
 def test_a_broken_line_names_file_and_line_and_leaves_nothing(bundle, capsys, tmp_path, line, told):
@@ -131,6 +139,11 @@ def test_a_broken_line_names_file_and_line_and_leaves_nothing(bundle, capsys, tm
         (["--input", "x", "--output", "y", "--video", "7"], "a request says itself which video"),
         (["--input", "/nowhere/x", "--output", "y"], "/nowhere/x cannot be read: No such file"),
         (["--history", "{"], "--history is not valid JSON"),
+        (
+            ["--history", '{"video_history": ' + "[" * 100_000],
+            "--history is not valid JSON (maximum recursion",
+        ),
+        (["--history", '{"video_history": ["\\ud800"]}'], "an id has half of a surrogate pair"),
         (["--history", "[1]"], '--history is a JSON object such as {"video_history": [1, 2]}, not [1]'),
         (["--history", "@/nowhere/h"], "/nowhere/h cannot be read"),
         (["--history", '{"videos": [1]}'], "a request has no 'videos'; it may have"),

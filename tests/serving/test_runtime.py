@@ -127,9 +127,9 @@ def test_unknown_ids_are_skipped_and_told(served):
         "nothing",
         10**30,
     ]
-    answer = recommender.recommend(["none", video(4, text), 10**30, "none"], visits)
+    answer = recommender.recommend(["none", video(4, text), 10**30, "none"], visits, exclude=["no", "none"])
     assert answer.items == known.items
-    assert answer.unknown.videos == ["none", 10**30, "nowhere"]
+    assert answer.unknown.videos == ["none", 10**30, "nowhere", "no"]
     assert answer.unknown.comments == ["nothing", 10**30]
 
 

@@ -38,7 +38,7 @@ def add_admin(app: FastAPI, service: Service) -> None:
     }
     for path, endpoint in (("videos", put_video), ("comments", put_comment)):
         app.router.add_api_route(
-            f"/v1/admin/{path}/{{id:path}}",
+            f"/v1/admin/{path}/{{id:rest}}",
             endpoint,
             methods=["PUT"],
             response_model=schemas.ChangeAnswer,
@@ -63,13 +63,13 @@ def _add_removals(app: FastAPI, service: Service) -> None:
         "dependencies": [Depends(HTTPBearer(auto_error=False))],
     }
 
-    @app.delete("/v1/admin/videos/{id:path}", **options)
+    @app.delete("/v1/admin/videos/{id:rest}", **options)
     async def remove_video(id: schemas.PathId) -> Response:
         """Remove a video; it is never recommended again until it is put again."""
         await service.change("remove_video", id)
         return Response(_changed(service, id), media_type=JSON)
 
-    @app.delete("/v1/admin/comments/{id:path}", **options)
+    @app.delete("/v1/admin/comments/{id:rest}", **options)
     async def remove_comment(id: schemas.PathId) -> Response:
         """Remove a comment; it is never ranked again until it is put again."""
         await service.change("remove_comment", id)

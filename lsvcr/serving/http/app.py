@@ -10,12 +10,13 @@ from lsvcr import __version__
 from lsvcr.serving.errors import BadRequest, UnknownId
 from lsvcr.serving.http.admin import add_admin
 from lsvcr.serving.http.bodies import BodyRoute
-from lsvcr.serving.http.errors import ApiError, as_api_error, error_body, plain
+from lsvcr.serving.http.errors import ApiError, as_api_error, error_body, parameter_error
 from lsvcr.serving.http.guard import Guard, failure_text
 from lsvcr.serving.http.page import Page
 from lsvcr.serving.http.routes import JSON, add_look_ups, add_questions, add_state
 from lsvcr.serving.http.schemas import limits_of_schema
 from lsvcr.serving.http.service import Service
+from lsvcr.serving.http.starting import allowed_hosts
 
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -27,6 +28,9 @@ def create_app(service: Service, page: Page | None, token: str | None) -> Guard:
         service: what answers.
         page: what `/` shows; None = nothing.
         token: the admin token; None = no admin routes.
+
+    Raises:
+        UserError: as `allowed_hosts`.
     """
     # The interactive documentation of FastAPI loads scripts from elsewhere, so it is off; /openapi.json is there.
     app = FastAPI(title="LSVCR", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -44,7 +48,10 @@ def create_app(service: Service, page: Page | None, token: str | None) -> Guard:
         for route in app.routes
         if isinstance(route, BodyRoute) and "POST" in (route.methods or ()) and not route.param_convertors
     }
-    return Guard(app, direct, service.metrics, service.log, service.settings.access_log, token)
+    settings = service.settings
+    return Guard(
+        app, direct, service.metrics, service.log, settings.access_log, token, allowed_hosts(settings)
+    )
 
 
 async def _answer(request: Request, error: Exception) -> Response:
@@ -57,7 +64,7 @@ def _of_framework(error: Exception) -> ApiError:
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:])
-        return ApiError(422, "bad_request", f"{place}: {plain(first['msg'])}")
+        return parameter_error(place, first["msg"])
     if isinstance(error, HTTPException):
         headers = [(name.encode(), value.encode()) for name, value in (error.headers or {}).items()]
         text = {

@@ -6,15 +6,15 @@ the way from request to answer is its own.
 """
 
 import typing
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from lsvcr.serving.http.errors import JSON_TYPE, ApiError, ClientGone, validation_error
+from lsvcr.serving.http.errors import JSON_TYPE, ApiError, ClientGone, parameter_error, validation_error
 
 DISCARDED_BYTES = 16 << 20
 """What is read and thrown away of a body that is too large, so that its sender reads the answer, not a reset."""
@@ -93,7 +93,8 @@ async def send_bytes(
 
 
 class BodyRoute(APIRoute):
-    """A route whose endpoint takes `body` (one model, or a union of two), `request` and texts from the path.
+    """A route whose endpoint takes `body` (one model, or a union of two), `request` and texts from the path,
+    which are checked as its annotations say.
 
     The endpoint returns UTF-8 JSON as bytes. The most bytes that a body may have are
     `app.state.settings.max_body_bytes`.
@@ -101,8 +102,12 @@ class BodyRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Awaitable[bytes]], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
-        hint = typing.get_type_hints(endpoint)["body"]
+        hints = typing.get_type_hints(endpoint, include_extras=True)
+        hint = hints["body"]
         self.models: tuple[type[BaseModel], ...] = typing.get_args(hint) or (hint,)
+        self._texts: dict[str, TypeAdapter[str]] = {
+            name: TypeAdapter(hints[name]) for name in self.param_convertors
+        }
         self.app = self.answer
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,10 +115,19 @@ class BodyRoute(APIRoute):
         settings = scope["app"].state.settings
         _check_type(scope)
         body = await read_body(scope, receive, settings.max_body_bytes)
-        values = dict(scope.get("path_params", {}))
+        values = self._checked(scope.get("path_params", {}))
         values["body"] = parse(body, self.models)
         values["request"] = Request(scope, receive)
         await send_bytes(send, 200, await self.endpoint(**values))
+
+    def _checked(self, given: Mapping[str, str]) -> dict[str, Any]:
+        checked: dict[str, Any] = {}
+        for name, text in given.items():
+            try:
+                checked[name] = self._texts[name].validate_python(text)
+            except ValidationError as error:
+                raise parameter_error(name, error.errors()[0]["msg"]) from None
+        return checked
 
 
 def _still_there() -> bool:

@@ -81,11 +81,16 @@ def validation_error(error: ValidationError, fields: Iterable[str]) -> ApiError:
         return ApiError(422, "unknown_field", f"there is no field {name!r} here; leave it out")
     place = _place(first["loc"], known)
     reasons = dict.fromkeys(each["msg"] for each in found if _place(each["loc"], known) == place)
-    told = " or ".join(plain(reason) for reason in reasons)
+    told = " or ".join(_plain(reason) for reason in reasons)
     return ApiError(422, "bad_request", f"{place or 'the body'}: {told}")
 
 
-def plain(reason: str) -> str:
+def parameter_error(name: str, reason: str) -> ApiError:
+    """422 for a part of the path or the query; `reason` as pydantic says it."""
+    return ApiError(422, "bad_request", f"{name}: {_plain(reason)}")
+
+
+def _plain(reason: str) -> str:
     """pydantic's `Input should be ...` as the end of a sentence."""
     return reason.removeprefix("Input ") if reason.startswith("Input ") else reason[:1].lower() + reason[1:]
 

@@ -1,4 +1,4 @@
-"""What stands around the application: request ids, the admin token, metrics, the log, and an answer to every error."""
+"""What stands around the application: request ids, hosts, admin token, metrics, log, an answer to every error."""
 
 import asyncio
 import hmac
@@ -14,6 +14,7 @@ from lsvcr.serving.http.bodies import BodyRoute, send_bytes
 from lsvcr.serving.http.errors import JSON_TYPE, ApiError, ClientGone, as_api_error, overloaded
 from lsvcr.serving.http.log import Log
 from lsvcr.serving.http.metrics import Metrics
+from lsvcr.serving.http.starting import host_name
 
 ADMIN = "/v1/admin/"
 UNMATCHED = "unmatched"
@@ -38,6 +39,7 @@ class Guard:
         metrics, log: where requests are counted and told.
         access_log: tell each request, not only those that end in 5xx.
         token: what admin routes want as `Authorization: Bearer TOKEN`; None where there are none.
+        hosts: names that a request may be for, see `allowed_hosts`; None = any.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Guard:
         log: Log,
         access_log: bool,
         token: str | None,
+        hosts: frozenset[bytes] | None,
     ) -> None:
         self._app = app
         self._direct = direct
@@ -55,6 +58,7 @@ class Guard:
         self._log = log
         self._access_log = access_log
         self._token = token.encode() if token else None
+        self._hosts = hosts
         self._prefix = os.urandom(4).hex()
         self._count = 0
 
@@ -67,6 +71,8 @@ class Guard:
         route = self._direct.get(scope["path"]) if scope["method"] == "POST" else None
         reason: dict[str, Any] = {}
         try:
+            if self._hosts is not None:
+                _check_host(scope, self._hosts)
             if scope["path"].startswith(ADMIN):
                 self._check_token(scope)
             if route is not None:
@@ -84,7 +90,7 @@ class Guard:
                 known = ApiError(500, "internal", failure_text())
                 reason = {"reason": repr(error), "traceback": traceback.format_exc()}
             await exchange.error(known)
-        path = route.path if route is not None else getattr(scope.get("route"), "path", UNMATCHED)
+        path = route.path if route is not None else getattr(scope.get("route"), "path_format", UNMATCHED)
         self._tell(scope, exchange, path, time.perf_counter() - began, reason)
 
     def _tell(
@@ -129,6 +135,17 @@ class Guard:
         if not hmac.compare_digest(given, self._token):
             text = "this needs the header Authorization: Bearer TOKEN, with the server's admin token"
             raise ApiError(401, "unauthorized", text, [(b"www-authenticate", b"Bearer")])
+
+
+def _check_host(scope: Scope, hosts: frozenset[bytes]) -> None:
+    # Who sends no Host at all is no browser.
+    for name, value in scope["headers"]:
+        if name == b"host" and (asked := host_name(value)) not in hosts:
+            text = (
+                f"this server does not answer as {asked.decode('latin-1')[:80]!r}; ask it as localhost, or add that "
+                "name to its --allowed_hosts"
+            )
+            raise ApiError(421, "wrong_host", text)
 
 
 class _Exchange:

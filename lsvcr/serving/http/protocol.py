@@ -35,6 +35,9 @@ class Connection(HttpToolsProtocol):
     uvicorn times only the pause between two requests. Here a request has a time too, from its first byte to its last,
     and so have a new connection that sends nothing and an answer that nobody takes. `tick` looks at the clock, so that
     no timer is made for a request.
+
+    The end of what a client sends is the end of the connection, as uvicorn has it: one that has left and one that only
+    sends no more look the same until something is written, and who has left is not to be computed for.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

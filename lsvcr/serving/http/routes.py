@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from pydantic_core import to_json
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from lsvcr.serving import types
 from lsvcr.serving.http import schemas
@@ -19,6 +20,15 @@ JSON = "application/json"
 RECOMMEND_PATH = "/v1/recommend"
 RANK_PATH = "/v1/rank-comments"
 MOST_SHOWN = 100
+
+
+class RestOfPath(PathConvertor):
+    """`{name:rest}` of a route: all that follows, newlines too, which Starlette's own `path` does not take."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("rest", RestOfPath())
 
 
 def add_questions(app: FastAPI, service: Service) -> None:
@@ -81,7 +91,7 @@ def add_questions(app: FastAPI, service: Service) -> None:
 def add_look_ups(app: FastAPI, service: Service) -> None:
     """GET /v1/videos/{id}, /v1/users and /v1/users/{id}."""
 
-    @app.get("/v1/videos/{id:path}", response_model=schemas.VideoAnswer, responses=errors(404, 422, 503, 504))
+    @app.get("/v1/videos/{id:rest}", response_model=schemas.VideoAnswer, responses=errors(404, 422, 503, 504))
     async def video(id: schemas.PathId, limit: Annotated[int, Query(ge=0, le=MOST_SHOWN)] = 20) -> Response:
         """A video, its title and the most liked of its comments, `limit` at most."""
         return _json(await service.in_thread(service.recommender.video, id, limit))
@@ -94,7 +104,7 @@ def add_look_ups(app: FastAPI, service: Service) -> None:
         """Users of the bundle whose id begins with `prefix`; none where the bundle has no users."""
         return _json({"users": await service.in_thread(_users, service.recommender, limit, prefix)})
 
-    @app.get("/v1/users/{id:path}", response_model=schemas.UserAnswer, responses=errors(404, 422, 503, 504))
+    @app.get("/v1/users/{id:rest}", response_model=schemas.UserAnswer, responses=errors(404, 422, 503, 504))
     async def user(id: schemas.PathId) -> Response:
         """A user's stored histories, as a request takes them, with titles and texts."""
         return _json(await service.in_thread(_user, service.recommender, id))

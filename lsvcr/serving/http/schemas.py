@@ -7,12 +7,12 @@ from typing_extensions import TypedDict
 
 from lsvcr.settings import ServeSettings
 
-LARGEST_ID = 2**63 - 1
+SMALLEST_ID, LARGEST_ID = -(2**63), 2**63 - 1
 ID_LENGTH = 512
 TEXT_LENGTH = 20_000
 VECTOR_LENGTH = 65_536
 
-_Number = Annotated[int, Strict(), Field(ge=-LARGEST_ID, le=LARGEST_ID)]
+_Number = Annotated[int, Strict(), Field(ge=SMALLEST_ID, le=LARGEST_ID)]
 _Word = Annotated[str, Strict(), Field(max_length=ID_LENGTH)]
 Id = Annotated[_Number | _Word, Field(union_mode="left_to_right")]
 """An id as the bundle's source has it: a whole number or a text; a text of digits is taken for the number."""

@@ -4,9 +4,11 @@ Nothing here loads what answers: where several processes serve, the one above th
 """
 
 import errno
+import ipaddress
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 from lsvcr.settings import ServeSettings
 from lsvcr.utils.errors import UserError
@@ -19,10 +21,10 @@ BACKLOG = 4096
 
 
 def check(settings: ServeSettings) -> None:
-    """Look at the settings that have a least value.
+    """Look at the settings that have a least value, and at the names of hosts.
 
     Raises:
-        UserError: one of them is below it.
+        UserError: one of them is below it, or is no name.
     """
     for name in (
         "processes", "threads", "workers", "batch_size", "queue", "max_connections", "max_body_bytes", "max_history",
@@ -35,6 +37,34 @@ def check(settings: ServeSettings) -> None:
             raise UserError(f"--{name} is more than 0 seconds")
     if settings.batch_wait_ms < 0:
         raise UserError("--batch_wait_ms is at least 0")
+    for name in _listed(settings.allowed_hosts):
+        if "/" in name or " " in name:
+            raise UserError(
+                f"--allowed_hosts has names such as recommend.example.com, with commas between them, not {name!r}"
+            )
+
+
+def allowed_hosts(settings: ServeSettings) -> frozenset[bytes] | None:
+    """What a request's `Host` may name, as `host_name` has it; None = anything.
+
+    A website can give a name of its own this machine's loopback address (DNS rebinding). A browser then takes the
+    server for the website, and lets its scripts read every answer; but the requests name the website.
+
+    Raises:
+        UserError: no such address.
+    """
+    given = _listed(settings.allowed_hosts)
+    address = ipaddress.ip_address(_address_of(settings.host, settings.port)[4][0])
+    if not given and not address.is_loopback:
+        return None
+    own = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return frozenset(host_name(name.encode()) for name in ("localhost", "127.0.0.1", "[::1]", own, *given))
+
+
+def host_name(host: bytes) -> bytes:
+    """The name in a header `Host`, in lower case and without the port."""
+    end = host.find(b"]") + 1 if host.startswith(b"[") else host.find(b":")
+    return (host[:end] if end > 0 else host).lower()
 
 
 def read_token(settings: ServeSettings) -> str | None:
@@ -67,10 +97,8 @@ def bind(host: str, port: int, shared: bool = False) -> socket.socket:
     """
     if not 0 <= port <= 65535:
         raise UserError(f"--port is a number from 0 to 65535, not {port}")
+    family, kind, protocol, _, address = _address_of(host, port)
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
@@ -116,6 +144,24 @@ def url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{port}/"
+
+
+def _listed(names: str) -> list[str]:
+    return [name for each in names.split(",") if (name := each.strip())]
+
+
+def _address_of(host: str, port: int) -> tuple[Any, ...]:
+    """As `socket.getaddrinfo` has it.
+
+    Raises:
+        UserError: no such address.
+    """
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; mend --host"
+        ) from None
 
 
 def _share(listener: socket.socket) -> None:

@@ -166,8 +166,8 @@ def receive_all(connection: socket.socket) -> bytes:
 def request_bytes(path: str, body: bytes, extra: str = "", length: int | None = None) -> bytes:
     """A POST of JSON as it goes over the wire."""
     told = len(body) if length is None else length
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {told}\r\n{extra}\r\n"
-    return head.encode() + body
+    kind = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {told}"
+    return f"POST {path} HTTP/1.1\r\n{kind}\r\n{extra}\r\n".encode() + body
 
 
 def wait_for(check: Any, seconds: float = 10.0) -> None:

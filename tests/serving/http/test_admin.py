@@ -3,10 +3,12 @@
 import math
 import threading
 import time
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 
+from tests.serving.bundles import make_bundle
 from tests.serving.http.process import ServerProcess
 
 TOKEN = "a-token-of-tests"
@@ -101,7 +103,14 @@ def test_a_comment_comes_and_goes(admin):
         (COMMENT, {"text": "x", "vector": VECTOR}, 422, "video"),
         (COMMENT, {"video": 4, "text": "x", "vector": VECTOR}, 404, "4"),
         (COMMENT, {"video": 1007, "text": "x", "vector": VECTOR, "likes": -1}, 422, "likes"),
-        ("/v1/admin/comments/" + "9" * 600, {"video": 1007, "text": "x", "vector": VECTOR}, 422, ""),
+        ("/v1/admin/comments/" + "9" * 600, {"video": 1007, "text": "x", "vector": VECTOR}, 422, "id: "),
+        (
+            "/v1/admin/videos/" + "9" * 513,
+            {"title": "x", "vector": VECTOR},
+            422,
+            "id: string should have at most",
+        ),
+        ("/v1/admin/videos/", {"title": "x", "vector": VECTOR}, 422, "id: string should have at least 1"),
     ],
 )
 def test_a_bad_change_is_refused_whole(admin, path, body, status, words):
@@ -109,6 +118,35 @@ def test_a_bad_change_is_refused_whole(admin, path, body, status, words):
     answer = admin.call("PUT", path, body)
     assert answer.status == status and words in answer.message, answer.body
     assert admin.get("/readyz").json == before
+
+
+def test_what_can_be_put_can_be_asked_for_and_removed(start, tmp_path):
+    make_bundle(tmp_path / "texts", text_ids=True)
+    server = start(folder=tmp_path / "texts", token=TOKEN)
+    for id in ("two\nlines", "\n", "x\n", "a/b", "..", "%2F", "y" * 512):
+        path = quote(id, safe="")
+        assert server.call("PUT", f"/v1/admin/videos/{path}", {"title": "t", "vector": VECTOR}).status == 200
+        comment = {"video": id, "text": "t", "vector": VECTOR}
+        assert server.call("PUT", f"/v1/admin/comments/{path}", comment).json["id"] == id
+        shown = server.get(f"/v1/videos/{path}").json
+        assert (shown["id"], [each["id"] for each in shown["comments"]]) == (id, [id])
+        asked = {"video_history": [id], "comment_history": [{"video": id, "comments": [id]}]}
+        assert server.post("/v1/recommend", asked).json["unknown"] == {"videos": [], "comments": []}
+        assert server.get(f"/v1/users/{path}").message == f"no user {id!r} in this bundle"
+        assert server.call("DELETE", f"/v1/admin/comments/{path}").status == 200
+        assert server.call("DELETE", f"/v1/admin/videos/{path}").status == 200
+    for id in ("", "y" * 513):
+        for method, body in (("PUT", {"title": "t", "vector": VECTOR}), ("DELETE", None)):
+            answer = server.call(method, f"/v1/admin/videos/{id}", body)
+            assert (answer.status, answer.error) == (422, "bad_request") and answer.message.startswith("id: ")
+
+
+def test_the_least_number_is_an_id_everywhere(admin):
+    least = -(2**63)
+    assert admin.call("PUT", f"/v1/admin/videos/{least}", {"title": "t", "vector": VECTOR}).status == 200
+    assert admin.post("/v1/recommend", {"video_history": [least]}).json["unknown"]["videos"] == []
+    assert admin.post("/v1/recommend", {"video_history": [least - 1]}).status == 422
+    assert admin.call("DELETE", f"/v1/admin/videos/{least}").status == 200
 
 
 def test_changes_are_there_after_a_restart(start, tmp_path):

@@ -133,7 +133,7 @@ def test_chunks_count_too(server):
 def test_an_endless_body_is_cut_off(server):
     with server.raw() as connection:
         connection.sendall(
-            f"POST {RECOMMEND} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
+            f"POST {RECOMMEND} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
             + b"Transfer-Encoding: chunked\r\n\r\n"
         )
         chunk = b"%x\r\n" % (1 << 20) + b" " * (1 << 20) + b"\r\n"
@@ -185,10 +185,10 @@ def test_unknown_ids_in_paths(server):
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
         b"GET\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
-        b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
-        b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999999\r\n\r\n",
-        b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+        b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"\r\n\r\n\r\nnonsense\r\n\r\n",
     ],
 )
@@ -201,7 +201,7 @@ def test_what_is_not_http_gets_400_and_the_end(server, sent):
 
 def test_an_endless_head_gets_431(server):
     with server.raw() as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
         try:
             for number in range(100_000):
                 connection.sendall(b"X-%d: " % number + b"y" * 1000 + b"\r\n")

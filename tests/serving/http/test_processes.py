@@ -65,6 +65,18 @@ def ask_all(group: Group, pids: set[int]) -> None:
     wait_for(asked, PATIENCE)
 
 
+def test_none_of_them_answers_as_a_website(group):
+    seen: set[str] = set()
+
+    def both_refused() -> bool:
+        answer = group.post(RECOMMEND, {}, headers={"Host": "evil.example"})
+        assert (answer.status, answer.error) == (421, "wrong_host")
+        seen.add(answer.headers["x-request-id"].partition("-")[0])  # each process has a prefix of its own
+        return len(seen) == 2
+
+    wait_for(both_refused, PATIENCE)
+
+
 def test_each_of_them_answers_and_as_one_process_does(group, server):
     body = {"video_history": [1007, 1014], "comment_history": [{"video": 1007, "comments": [5]}], "k": 40}
     expected = server.post(RECOMMEND, body).json

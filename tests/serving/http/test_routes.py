@@ -37,10 +37,11 @@ def test_an_empty_body_asks_for_a_new_user(server, own):
 
 def test_ids_may_be_numbers_or_their_digits_and_unknown_ones_are_told(server, own):
     answer = server.post(
-        "/v1/recommend", {"video_history": ["1007", 1014, 5], "comment_history": [5, "9999"]}
+        "/v1/recommend",
+        {"video_history": ["1007", 1014, 5], "comment_history": [5, "9999"], "exclude": [6, 5]},
     )
     same(answer.json["items"], own.recommend([1007, 1014], [5]).items)
-    assert answer.json["unknown"] == {"videos": [5], "comments": ["9999"]}
+    assert answer.json["unknown"] == {"videos": [5, 6], "comments": ["9999"]}
 
 
 def test_seen_videos_come_back_when_asked_for(server):

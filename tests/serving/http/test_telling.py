@@ -30,7 +30,7 @@ def test_metrics_parse_and_count(start):
         for sample in families["lsvcr_requests"].samples
     }
     assert requests[RECOMMEND, "200"] == 3 and requests[RECOMMEND, "400"] == 1
-    assert requests["/v1/videos/{id:path}", "200"] == requests["/v1/videos/{id:path}", "404"] == 1
+    assert requests["/v1/videos/{id}", "200"] == requests["/v1/videos/{id}", "404"] == 1
     assert requests["unmatched", "404"] == 2  # what a client makes up is no label
     assert server.metric('lsvcr_unknown_ids_total{kind="video"}') == 6
     assert server.metric('lsvcr_unknown_ids_total{kind="comment"}') == 3
