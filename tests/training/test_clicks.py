@@ -101,6 +101,8 @@ def test_names_as_the_paper_writes_them() -> None:
         ("ft", {"pretrained": ""}, r"needs --pretrained RUN .*--transfer nt trains without"),
         ("ft", {"max_his": 0}, "--max_his 0 must be above 0"),
         ("ft", {"sample_seed": -1}, "--sample_seed -1"),
+        ("ft", {"patience": 0}, "--patience 0 must be above 0"),
+        ("ft", {"warmup_ratio": 2.0}, "--warmup_ratio 2.0 must be between 0 and 1"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

@@ -190,6 +190,9 @@ def test_half_precision_vectors_are_read_in_single(data: Path, tmp_path: Path) -
         ({"hidden": 15}, "multiple of --heads"),
         ({"finetune_task": "CommRank", "neg_comment_num": 0}, "--neg_comment_num"),
         ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size 0"),
+        ({"patience": 0}, "--patience 0 must be above 0"),
+        ({"warmup_ratio": -0.1}, "--warmup_ratio -0.1 must be between 0 and 1"),
+        ({"warmup_ratio": 1.1}, "--warmup_ratio 1.1 must be between 0 and 1"),
     ],
 )
 def test_impossible_settings(data: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
