@@ -92,7 +92,8 @@ class Tuner:
         if start:
             self._folder.load_last(self._masters, self._optimizer)
         else:
-            state = self._close_epoch(state, val_loss=self.validation_loss(), gained=True)
+            loss = self._validated("before any training: give another LLM, or --bf16 False")
+            state = self._close_epoch(state, loss, gained=True)
         curves = MetricsWriter(self._folder.path, resume_step=state.step)
         with progress(self._settings.num_train_epochs * self._steps, "tuning") as bar:
             bar.start_at(state.step)
@@ -104,7 +105,7 @@ class Tuner:
                     curves.log(state.step + step + 1, {"train/loss": loss})
                     bar.advance(1, note=f"loss {loss:.3f}")
                 seconds = state.seconds + time.monotonic() - started
-                val_loss = self.validation_loss()
+                val_loss = self._validated(f"after epoch {state.epoch + 1}: lower --learning_rate")
                 # The first epoch takes the place of the untuned LLM; without validation every epoch does.
                 gained = not (state.epoch and self._val) or state.best is None or val_loss < state.best
                 moved = replace(state, epoch=state.epoch + 1, step=state.step + self._steps, seconds=seconds)
@@ -127,6 +128,13 @@ class Tuner:
             )
             total, count = total + float(loss), count + tokens
         return total / max(count, 1)
+
+    def _validated(self, when: str) -> float:
+        """The validation loss; `when`, with a remedy, is for the error where it is not finite."""
+        loss = self.validation_loss()
+        if not np.isfinite(loss):
+            raise UserError(f"the validation loss is {loss} {when}")
+        return loss
 
     def _step(self, epoch: int, step: int) -> float:
         """One optimiser step; returns the mean loss of its tokens."""

@@ -120,6 +120,16 @@ def test_another_runs_folder_is_refused(tiny_data: Path, generative_run: Path) -
         tune(tune_settings(tiny_data, generative_run, lora_r=4), learning_rate_factor)
 
 
+def test_divergence_is_told_and_the_epoch_before_stays(tiny_data: Path, tmp_path: Path) -> None:
+    """The only step of the epoch has a finite loss, and leaves weights without one."""
+    changed = {"learning_rate": 1e30, "max_train_samples": 8, "max_val_samples": 4}
+    with pytest.raises(UserError, match=r"validation loss is (nan|inf) after epoch 1: lower --learning_rate"):
+        tune(tune_settings(tiny_data, tmp_path, **changed), learning_rate_factor)
+    for which in (BEST_DIR, LAST_DIR):
+        assert json.loads((tmp_path / which / MANIFEST_FILE).read_text())["progress"]["epoch"] == 0
+    assert "val/loss" not in (tmp_path / "metrics.jsonl").read_text()
+
+
 def test_without_epochs_the_llm_is_left_as_it_was(tiny_data: Path, tmp_path: Path, tiny_llm: Any) -> None:
     tune(tune_settings(tiny_data, tmp_path / "run", num_train_epochs=0), learning_rate_factor)
     read_run(tmp_path / "run")
