@@ -23,6 +23,7 @@ from lsvcr.llm.loading import load_llm
 from lsvcr.llm.lora import add_lora
 from lsvcr.schema import Split
 from lsvcr.utils.errors import UserError
+from lsvcr.utils.lock import run_lock
 from lsvcr.utils.logging import MetricsWriter, get_logger, progress
 from lsvcr.utils.precision import compute_dtype
 from lsvcr.utils.seeding import generator, seed_everything
@@ -205,29 +206,39 @@ def tune(settings: TuneSettings, schedule: Schedule) -> Progress:
         tokenizer, settings.template, settings.max_source_length, settings.max_target_length
     )
     folder = TuneFolder(settings, origin(dataset.data_hash, fingerprint(model), dtype))
-    if not settings.resume:
-        folder.clear()
-    start = folder.find()
-    if start is None:
-        folder.clear()
-    elif start.finished:
-        _log.info("%s is finished: epoch %d is in best/", folder.path, start.best_epoch)
-        return start
+    with run_lock(folder.path):
+        if not settings.resume:
+            folder.clear()
+        start = folder.find()
+        if start is None:
+            folder.clear()
+        elif start.finished:
+            _log.info("%s is finished: epoch %d is in best/", folder.path, start.best_epoch)
+            return start
+        examples = _examples(settings, source, writer)
+        if not examples[0]:
+            raise UserError(f"{dataset.root} has no Rec sample with a title to learn from")
+        seed_everything(settings.seed, _INITIALISATION)
+        targets = [name.strip() for name in settings.lora_targets.split(",") if name.strip()]
+        adapted = add_lora(
+            model, settings.lora_r, settings.lora_alpha, settings.lora_dropout, targets or None
+        )
+        adapted.to("cuda" if torch.cuda.is_available() else "cpu")
+        pad = int(tokenizer.pad_token_id)
+        return Tuner(settings, adapted, examples, pad, folder, schedule).run(start)
+
+
+def _examples(
+    settings: TuneSettings, source: RecordSource, writer: PromptWriter
+) -> tuple[list[Example], list[Example]]:
+    """Those of training and of validation, as many as the settings say; without rows, none."""
     limits = {Split.TRAIN: settings.max_train_samples, Split.VAL: settings.max_val_samples}
-    examples = {
+    found = {
         split: [writer.example(record) for record in source.records(split, rows) if record.target]
         for split, limit in limits.items()
         if len(rows := source.rows(split, limit))
     }
-    if Split.TRAIN not in examples:
-        raise UserError(f"{dataset.root} has no Rec sample with a title to learn from")
-    seed_everything(settings.seed, _INITIALISATION)
-    targets = [name.strip() for name in settings.lora_targets.split(",") if name.strip()]
-    adapted = add_lora(model, settings.lora_r, settings.lora_alpha, settings.lora_dropout, targets or None)
-    adapted.to("cuda" if torch.cuda.is_available() else "cpu")
-    lists = (examples[Split.TRAIN], examples.get(Split.VAL, []))
-    pad = int(tokenizer.pad_token_id)
-    return Tuner(settings, adapted, lists, pad, folder, schedule).run(start)
+    return found.get(Split.TRAIN, []), found.get(Split.VAL, [])
 
 
 def check_settings(settings: TuneSettings) -> None:
