@@ -23,6 +23,7 @@ from lsvcr.llm.loading import load_llm
 from lsvcr.llm.lora import add_lora
 from lsvcr.schema import Split
 from lsvcr.utils.errors import UserError
+from lsvcr.utils.lock import run_lock
 from lsvcr.utils.logging import MetricsWriter, get_logger, progress
 from lsvcr.utils.precision import compute_dtype
 from lsvcr.utils.seeding import generator, seed_everything
@@ -92,7 +93,8 @@ class Tuner:
         if start:
             self._folder.load_last(self._masters, self._optimizer)
         else:
-            state = self._close_epoch(state, val_loss=self.validation_loss(), gained=True)
+            loss = self._validated("before any training: give another LLM, or --bf16 False")
+            state = self._close_epoch(state, loss, gained=True)
         curves = MetricsWriter(self._folder.path, resume_step=state.step)
         with progress(self._settings.num_train_epochs * self._steps, "tuning") as bar:
             bar.start_at(state.step)
@@ -104,7 +106,7 @@ class Tuner:
                     curves.log(state.step + step + 1, {"train/loss": loss})
                     bar.advance(1, note=f"loss {loss:.3f}")
                 seconds = state.seconds + time.monotonic() - started
-                val_loss = self.validation_loss()
+                val_loss = self._validated(f"after epoch {state.epoch + 1}: lower --learning_rate")
                 # The first epoch takes the place of the untuned LLM; without validation every epoch does.
                 gained = not (state.epoch and self._val) or state.best is None or val_loss < state.best
                 moved = replace(state, epoch=state.epoch + 1, step=state.step + self._steps, seconds=seconds)
@@ -127,6 +129,13 @@ class Tuner:
             )
             total, count = total + float(loss), count + tokens
         return total / max(count, 1)
+
+    def _validated(self, when: str) -> float:
+        """The validation loss; `when`, with a remedy, is for the error where it is not finite."""
+        loss = self.validation_loss()
+        if not np.isfinite(loss):
+            raise UserError(f"the validation loss is {loss} {when}")
+        return loss
 
     def _step(self, epoch: int, step: int) -> float:
         """One optimiser step; returns the mean loss of its tokens."""
@@ -197,29 +206,39 @@ def tune(settings: TuneSettings, schedule: Schedule) -> Progress:
         tokenizer, settings.template, settings.max_source_length, settings.max_target_length
     )
     folder = TuneFolder(settings, origin(dataset.data_hash, fingerprint(model), dtype))
-    if not settings.resume:
-        folder.clear()
-    start = folder.find()
-    if start is None:
-        folder.clear()
-    elif start.finished:
-        _log.info("%s is finished: epoch %d is in best/", folder.path, start.best_epoch)
-        return start
+    with run_lock(folder.path):
+        if not settings.resume:
+            folder.clear()
+        start = folder.find()
+        if start is None:
+            folder.clear()
+        elif start.finished:
+            _log.info("%s is finished: epoch %d is in best/", folder.path, start.best_epoch)
+            return start
+        examples = _examples(settings, source, writer)
+        if not examples[0]:
+            raise UserError(f"{dataset.root} has no Rec sample with a title to learn from")
+        seed_everything(settings.seed, _INITIALISATION)
+        targets = [name.strip() for name in settings.lora_targets.split(",") if name.strip()]
+        adapted = add_lora(
+            model, settings.lora_r, settings.lora_alpha, settings.lora_dropout, targets or None
+        )
+        adapted.to("cuda" if torch.cuda.is_available() else "cpu")
+        pad = int(tokenizer.pad_token_id)
+        return Tuner(settings, adapted, examples, pad, folder, schedule).run(start)
+
+
+def _examples(
+    settings: TuneSettings, source: RecordSource, writer: PromptWriter
+) -> tuple[list[Example], list[Example]]:
+    """Those of training and of validation, as many as the settings say; without rows, none."""
     limits = {Split.TRAIN: settings.max_train_samples, Split.VAL: settings.max_val_samples}
-    examples = {
+    found = {
         split: [writer.example(record) for record in source.records(split, rows) if record.target]
         for split, limit in limits.items()
         if len(rows := source.rows(split, limit))
     }
-    if Split.TRAIN not in examples:
-        raise UserError(f"{dataset.root} has no Rec sample with a title to learn from")
-    seed_everything(settings.seed, _INITIALISATION)
-    targets = [name.strip() for name in settings.lora_targets.split(",") if name.strip()]
-    adapted = add_lora(model, settings.lora_r, settings.lora_alpha, settings.lora_dropout, targets or None)
-    adapted.to("cuda" if torch.cuda.is_available() else "cpu")
-    lists = (examples[Split.TRAIN], examples.get(Split.VAL, []))
-    pad = int(tokenizer.pad_token_id)
-    return Tuner(settings, adapted, lists, pad, folder, schedule).run(start)
+    return found.get(Split.TRAIN, []), found.get(Split.VAL, [])
 
 
 def check_settings(settings: TuneSettings) -> None:

@@ -18,7 +18,7 @@ from lsvcr.baselines.generative_settings import TuneSettings
 from lsvcr.llm.lora import save_adapter
 from lsvcr.schema import ADAPTER_DIR, BEST_DIR, LAST_DIR, LLM_FINGERPRINT, MANIFEST_FILE, METRICS_LOG_FILE
 from lsvcr.utils.errors import UserError
-from lsvcr.utils.identity import refuse_other_run
+from lsvcr.utils.identity import refuse_other_kind, refuse_other_run
 from lsvcr.utils.io import atomic_dir, read_json, recover, write_json
 
 KIND = "generative"
@@ -124,15 +124,9 @@ class TuneFolder:
         Raises:
             UserError: the run in the folder is another one; the message names what differs.
         """
-        recover(self.last)
-        if not (self.last / MANIFEST_FILE).is_file():
-            return None
-        manifest = read_json(self.last / MANIFEST_FILE)
-        if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-            raise UserError(f"{self.path} holds a run of another kind: choose another --output_dir")
-        there = asdict(TuneSettings()) | manifest["identity"]
-        refuse_other_run(self.path, self._identity, there)
-        return Progress(**manifest["progress"])
+        self._read(self.best)  # of a run that has no last/, too
+        manifest = self._read(self.last)
+        return None if manifest is None else Progress(**manifest["progress"])
 
     def save_best(self, model: Any, progress: Progress) -> None:
         """Write best/: the adapter alone."""
@@ -173,6 +167,16 @@ class TuneFolder:
             name, _, entry = key.rpartition("|")
             _put(masters.weights[name], optimizer, entry, value)
         masters.give_weights()
+
+    def _read(self, folder: Path) -> dict[str, Any] | None:
+        """The manifest of best/ or last/, which must be of this run; None when there is none."""
+        recover(folder)
+        if not (folder / MANIFEST_FILE).is_file():
+            return None
+        manifest: dict[str, Any] = read_json(folder / MANIFEST_FILE)
+        refuse_other_kind(self.path, KIND, manifest)
+        refuse_other_run(self.path, self._identity, asdict(TuneSettings()) | manifest["identity"])
+        return manifest
 
     def _save(self, folder: Path, model: Any, progress: Progress) -> None:
         save_adapter(model, folder / ADAPTER_DIR)

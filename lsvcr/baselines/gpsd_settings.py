@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lsvcr.settings import BaselineSettings, EpochSettings, option
+from lsvcr.settings import BaselineSettings, EpochSettings, check_epochs, option
 from lsvcr.utils.errors import UserError
 
 
@@ -79,16 +79,8 @@ class ClickSettings(BodySettings, EpochSettings):
 def check_clicks(settings: ClickSettings) -> None:
     """Raise a UserError where settings of `lsvcr clicks` are out of range or do not go together."""
     check_body(settings)
-    for flag in (
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-        "num_train_epochs",
-        "eval_steps",
-        "learning_rate",
-        "max_his",
-        "negatives",
-    ):
+    check_epochs(settings)
+    for flag in ("max_his", "negatives"):
         if getattr(settings, flag) <= 0:
             raise UserError(f"--{flag} {getattr(settings, flag)} must be above 0")
     if settings.sample_seed < 0:

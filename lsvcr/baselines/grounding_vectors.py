@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from lsvcr.llm.encoder import hidden_states, tokenize
+from lsvcr.llm.encoder import hidden_states, last_pool, tokenize
 from lsvcr.llm.families import backbone, fingerprint, hidden_size
 from lsvcr.llm.loading import load_llm
 from lsvcr.schema import MANIFEST_FILE
@@ -59,7 +58,7 @@ class LastTokenEncoder:
         pad = int(self._tokenizer.pad_token_id)
         with progress(len(texts), "reading titles") as bar:
             for rows, states, mask in hidden_states(self._backbone, ids, pad_id=pad, budget=self._budget):
-                vectors[rows] = last_states(states, mask).float().cpu().numpy()
+                vectors[rows] = last_pool(states, mask).cpu().numpy()
                 bar.advance(len(rows))
         return vectors
 
@@ -78,12 +77,6 @@ class LastTokenEncoder:
             np.save(temporary / VECTORS_FILE, vectors)
             write_json(temporary / MANIFEST_FILE, {"kind": "title-vectors", "digest": digest})
         return vectors
-
-
-def last_states(states: Tensor, mask: Tensor) -> Tensor:
-    """States (B, T, h) at each row's last real position; `mask` (B, T) bool: (B, h)."""
-    places = torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, -1).amax(dim=1)
-    return states[torch.arange(len(states), device=states.device), places]
 
 
 def distances(texts: np.ndarray, titles: np.ndarray) -> np.ndarray:

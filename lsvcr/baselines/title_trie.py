@@ -65,37 +65,9 @@ class TitleTrie:
         low, high = np.searchsorted(column, [token, token + 1])
         return Node(node.low + int(low), node.low + int(high), node.depth + 1)
 
-    def walk(self, tokens: Iterable[int]) -> Node:
-        """The node behind several tokens."""
-        node = self.root
-        for token in tokens:
-            node = self.step(node, token)
-        return node
-
-    def prefix_allowed_tokens(self, prompt_length: int) -> "PrefixAllowed":
-        """The same as a `prefix_allowed_tokens_fn` of transformers' `generate`."""
-        return PrefixAllowed(self, prompt_length)
-
     def mask(self, nodes: Sequence[Node], vocabulary: int) -> Tensor:
         """(len(nodes), vocabulary) float32: 0 for ids that go on from each node, else -inf."""
         penalty = torch.full((len(nodes), vocabulary), -torch.inf)
         for row, node in zip(penalty, nodes, strict=True):
             row[torch.from_numpy(self.next_tokens(node).astype(np.int64))] = 0.0
         return penalty
-
-
-class PrefixAllowed:
-    """Tells transformers' `generate` which tokens may come next.
-
-    Args:
-        trie: of the titles.
-        prompt_length: columns of the prompts, padding included.
-    """
-
-    def __init__(self, trie: TitleTrie, prompt_length: int) -> None:
-        self._trie, self._prompt_length = trie, prompt_length
-
-    def __call__(self, batch_id: int, tokens: Tensor) -> list[int]:
-        """Ids that may follow `tokens` (T,), prompt included; behind an end, the end again, since none is an error."""
-        node = self._trie.walk(tokens[self._prompt_length :].tolist())
-        return self._trie.next_tokens(node).tolist() or [self._trie._end]

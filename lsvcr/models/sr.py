@@ -15,7 +15,6 @@ from lsvcr.nn.attention import LAYER_NORM_EPS, CrossLayer, MultiHeadAttention, c
 from lsvcr.nn.dropout import Dropout
 from lsvcr.nn.masks import open_first
 from lsvcr.nn.pooling import AdditivePooling
-from lsvcr.nn.similarity import cosine_logits
 from lsvcr.schema import PAD
 from lsvcr.settings import SRSettings
 
@@ -268,14 +267,6 @@ class SRModel(nn.Module):
         """`comm_rank_user(encode(h, positions), watched)` without the video side's cross layer; (B, d)."""
         each = self._encode_each(h, positions)
         return self._ask(watched, self._cross_comments(each), each.comment_mask)
-
-    def scores(self, users: Tensor, items: Tensor) -> Tensor:
-        """Cosine / temperature of users (B, d) with items (N, d) -> (B, N) float32."""
-        return cosine_logits(users, items, self.temperature)
-
-    def scores_rows(self, users: Tensor, items: Tensor) -> Tensor:
-        """Cosine / temperature of users (B, d) with each row's own items (B, K, d) -> (B, K) float32."""
-        return cosine_logits(users, items, self.temperature)
 
     def _ask(self, watched: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         answer: Tensor = self.comm_rank_attention(watched.unsqueeze(1), states, mask)

@@ -28,19 +28,3 @@ class AdditivePooling(nn.Module):
         logits = at_least_float32(scores)
         weights = torch.softmax(logits.masked_fill(~mask, torch.finfo(logits.dtype).min), dim=-1) * mask
         return (states * weights.unsqueeze(-1).to(states.dtype)).sum(dim=1)
-
-
-def mean_pooling(states: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the real positions.
-
-    Args:
-        states: (B, L, D).
-        mask: (B, L), bool or 0/1 of any dtype.
-
-    Returns:
-        (B, D) in the dtype of `states`, summed in float32 or better; zeros for a row without a real position.
-    """
-    exact = at_least_float32(states)
-    real = mask.to(exact.dtype).unsqueeze(-1)
-    total = (exact * real).sum(dim=1)
-    return (total / real.sum(dim=1).clamp_min(1)).to(states.dtype)

@@ -16,7 +16,13 @@ from lsvcr.settings.judge import (
     ReportSettings,
     TableSettings,
 )
-from lsvcr.settings.others import BaselineSettings, CompleteSettings, EpochSettings, FittedSettings
+from lsvcr.settings.others import (
+    BaselineSettings,
+    CompleteSettings,
+    EpochSettings,
+    FittedSettings,
+    check_epochs,
+)
 from lsvcr.settings.stages import AlignSettings, ConvertSettings, EmbedSettings, RankSettings, SRSettings
 
 __all__ = [
@@ -43,5 +49,6 @@ __all__ = [
     "ServeSettings",
     "SimulateSettings",
     "TableSettings",
+    "check_epochs",
     "option",
 ]

@@ -9,10 +9,8 @@ Order, dropout and augmentation are functions of (seed, step), so no random stat
 stored whole, so a run may continue on another number of processes.
 """
 
-import fcntl
 import platform
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,17 +28,14 @@ from lsvcr.schema import ADAPTER_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE, STAGE_ONE,
 from lsvcr.training.align_keep import FILES, checkpoint_bytes, file_hashes, full_disk_told, settle
 from lsvcr.training.engine import MOMENTS, open_moments
 from lsvcr.training.engine_parts import set_master, set_parameter, shape
-from lsvcr.utils.distributed import is_main
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_dir, read_json, write_json
-from lsvcr.utils.logging import get_logger
 
 KIND = STAGE_ONE
 TRAINER_WEIGHTS_FILE = "trainer.safetensors"
 STANDING = ("step", "best", "seconds", "window")
 """What `trainer.json` says: steps done, best validation figure, seconds of training, sums since the last log line."""
 
-LOCK_FILE = ".lock"
 HEADS = "heads."
 """Prefix of the fully trained parameters inside `AlignedModel`; left out in the file."""
 
@@ -56,9 +51,6 @@ FREE_SETTINGS = frozenset(
 )  # fmt: skip
 """Settings that a continued run may change: they do not change what is learned from which samples. The product of
 batch, accumulation and processes is compared instead of its factors, the data by their hash."""
-
-
-logger = get_logger(__name__)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -241,29 +233,6 @@ def check_same_run(
             f"{last.parent} holds a run that was started differently: {'; '.join(differences)}. "
             "Use another --output_dir, or --resume False to start anew there"
         )
-
-
-@contextmanager
-def run_lock(run: Path) -> Iterator[None]:
-    """Keep two runs from writing to one folder. The lock ends with the process, however it ends.
-
-    Raises:
-        UserError: another process trains there.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    if not is_main():
-        yield
-        return
-    with (run / LOCK_FILE).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another run is training in {run}: wait for it or end it, or use another --output_dir"
-            ) from None
-        except OSError:
-            logger.warning(f"{run} is on a file system without locks: see that no other run writes there")
-        yield
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from lsvcr.training.rank import run_setup, start_accelerator
 from lsvcr.training.rank_evaluate import final_test, show
 from lsvcr.training.rank_state import Progress, RunFolder
 from lsvcr.utils.distributed import barrier, is_main, world_size
+from lsvcr.utils.lock import run_lock
 
 
 def run(name: str, settings: FittedSettings) -> dict[str, Any]:
@@ -37,13 +38,16 @@ def run_built(accelerator: Accelerator, setup: FittedSetup) -> dict[str, Any]:
 
 
 def _fitted(accelerator: Accelerator, setup: FittedSetup) -> dict[str, Any]:
-    """Keep and test what has been fitted: always anew, for that is quick."""
+    """Keep and test what has been fitted: always anew, for that is quick; but never in the place of another run."""
     folder = RunFolder(setup, world_size(), accelerator.mixed_precision)
-    if is_main():
-        folder.clear()
-        folder.save_best(setup.model, Progress(), {})
-    barrier()
-    setup.model.to(accelerator.device)
-    report = final_test(setup, folder, accelerator.device)
+    with run_lock(folder.path):
+        folder.find()
+        barrier()
+        if is_main():
+            folder.clear()
+            folder.save_best(setup.model, Progress(), {})
+        barrier()
+        setup.model.to(accelerator.device)
+        report = final_test(setup, folder, accelerator.device)
     show(report)
     return report

@@ -17,6 +17,7 @@ from lsvcr.baselines.gpsd_clicks import (
 )
 from lsvcr.baselines.gpsd_settings import BodySettings, ClickSettings, GpsdSettings, check_clicks
 from lsvcr.baselines.registry import NEEDS
+from lsvcr.data.features import NONE, chosen_features
 from lsvcr.data.rank_clicks import ClickData, Source, choose_source
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.models import checkpoint
@@ -198,13 +199,15 @@ def _find_pretrained(settings: ClickSettings, plan: Transfer, dataset: Dataset) 
         made = manifest.get("model") or manifest.get("kind")
         raise UserError(f"{folder} holds a checkpoint of {made}, not a pretraining; {_HOW}")
     check_dataset(folder, manifest, dataset)
-    _check_shape(folder, settings, recorded_settings(GpsdSettings, manifest), plan)
+    _check_shape(folder, settings, recorded_settings(GpsdSettings, manifest), plan, dataset)
     return Pretrained(folder, weights.tensors, sha256_file(folder / SR_WEIGHTS_FILE))
 
 
-def _check_shape(folder: Path, ours: ClickSettings, theirs: GpsdSettings, plan: Transfer) -> None:
+def _check_shape(
+    folder: Path, ours: ClickSettings, theirs: GpsdSettings, plan: Transfer, dataset: Dataset
+) -> None:
     """Refuse a pretraining whose groups do not fit, in words that name the flags."""
-    wanted, there = _shape(ours, plan), _shape(theirs, plan)
+    wanted, there = _shape(ours, plan, dataset), _shape(theirs, plan, dataset)
     wrong = [f"--{flag} {value}" for flag, value in there.items() if wanted[flag] != value]
     if wrong:
         raise UserError(
@@ -212,11 +215,12 @@ def _check_shape(folder: Path, ours: ClickSettings, theirs: GpsdSettings, plan: 
         )
 
 
-def _shape(settings: BodySettings, plan: Transfer) -> dict[str, Any]:
-    """The settings that decide whether a plan's groups fit."""
+def _shape(settings: BodySettings, plan: Transfer, dataset: Dataset) -> dict[str, Any]:
+    """The settings that decide whether a plan's groups fit; features are those that `auto` and the like stand for."""
     shape: dict[str, Any] = {}
     if SPARSE in plan.load:
-        shape |= {"hidden": settings.hidden, "features": settings.features}
+        features = ",".join(sorted(chosen_features(dataset, settings.features))) or NONE
+        shape |= {"hidden": settings.hidden, "features": features}
     if DENSE in plan.load:
         shape |= {"hidden": settings.hidden, "layers": settings.layers, "heads": settings.heads}
         shape |= {"inner": settings.inner or gated_inner(settings.hidden)}

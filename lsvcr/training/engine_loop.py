@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from lsvcr.schema import BEST_DIR, LAST_DIR
 from lsvcr.training.align_keep import forget, full_disk_told, interrupted, keep_step, newest_good
-from lsvcr.training.align_state import check_same_run, gather_state, read_trainer, restore_state, run_lock
+from lsvcr.training.align_state import check_same_run, gather_state, read_trainer, restore_state
 from lsvcr.training.align_window import Window
 from lsvcr.training.engine import start_engine
 from lsvcr.training.engine_parts import keep_whole, whole
 from lsvcr.training.schedule import Kind, learning_rate_factor
 from lsvcr.utils.distributed import barrier, broadcast_object, from_main, is_main
+from lsvcr.utils.lock import run_lock
 from lsvcr.utils.logging import MetricsWriter, duration, get_logger, progress
 
 TIMED_STEPS = 20

@@ -21,6 +21,7 @@ from lsvcr.training.schedule import learning_rate_factor
 from lsvcr.utils.distributed import barrier, is_main, reduce_sum, world_size
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import read_json
+from lsvcr.utils.lock import run_lock
 from lsvcr.utils.logging import MetricsWriter, get_logger, progress
 from lsvcr.utils.logging import Progress as Bar
 from lsvcr.utils.seeding import seed_everything
@@ -74,16 +75,20 @@ def train_and_test(
 
     Returns:
         What `metrics.json` holds.
+
+    Raises:
+        UserError: another run trains in the folder, or has left it; or whatever else the user can mend.
     """
     folder = RunFolder(setup, world_size(), accelerator.mixed_precision)
-    done = folder.find() if setup.settings.resume else None
-    barrier()
-    if done is not None and folder.metrics.is_file():
-        logger.info(f"{folder.path} holds this run, finished; --resume False would train it again")
-        report: dict[str, Any] = read_json(folder.metrics)
-        return report
-    Trainer(accelerator, setup, folder, judge()).train(done)
-    return test(folder)
+    with run_lock(folder.path):
+        done = folder.find() if setup.settings.resume else None
+        barrier()
+        if done is not None and folder.metrics.is_file():
+            logger.info(f"{folder.path} holds this run, finished; --resume False would train it again")
+            report: dict[str, Any] = read_json(folder.metrics)
+            return report
+        Trainer(accelerator, setup, folder, judge()).train(done)
+        return test(folder)
 
 
 def start_accelerator() -> Accelerator:

@@ -46,8 +46,10 @@ class EpochBatches(TorchDataset[MicroBatch]):
         self, data: TrainingRows, *, batch: int, accumulation: int, seed: int, epoch: int, negatives: int
     ) -> None:
         self._data, self._keys, self._negatives = data, (seed, epoch), negatives
+        # Kept: a data worker that is not forked has no process group to ask.
+        self._rank, self._processes = rank(), world_size()
         order = generator(seed, epoch, _ORDER_STREAM).permutation(len(data))
-        self._micro_steps = list(_cut(order, batch * world_size(), accumulation))
+        self._micro_steps = list(_cut(order, batch * self._processes, accumulation))
         self.steps = sum(last for _, _, last in self._micro_steps)
         self.terms = data.terms(order, self._keys)
 
@@ -56,11 +58,12 @@ class EpochBatches(TorchDataset[MicroBatch]):
 
     def __getitem__(self, index: int) -> MicroBatch:
         together, step, last = self._micro_steps[index]
-        mine = np.array_split(together, world_size())[rank()]
+        mine = np.array_split(together, self._processes)[self._rank]
         rows = mine if len(mine) else together[:1]
         batch = self._data.training(rows, self._keys, self._negatives)
         own = self._data.terms(mine, self._keys) if len(mine) else 0
-        return MicroBatch(batch, world_size() * own / self._data.terms(step, self._keys), last, len(together))
+        weight = self._processes * own / self._data.terms(step, self._keys)
+        return MicroBatch(batch, weight, last, len(together))
 
     def loader(self, workers: int) -> "DataLoader[MicroBatch]":
         """Walks through the epoch in order; `workers` processes build batches ahead."""

@@ -12,7 +12,7 @@ from lsvcr.models import checkpoint
 from lsvcr.models.official import FILES as OFFICIAL_FILES
 from lsvcr.models.official import official_file, read_official
 from lsvcr.models.rank import RankModel
-from lsvcr.schema import BEST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE
+from lsvcr.schema import BEST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE, STAGE_ONE
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import sha256_file
 from lsvcr.utils.logging import get_logger
@@ -96,7 +96,7 @@ def find_stage_one(path: str) -> StageOne | None:
             an official file that is not there stands for its folder: that is how the reference's commands name a run.
 
     Raises:
-        UserError: there are none, or they cannot be read.
+        UserError: there are none, they cannot be read, or are of another kind of run.
     """
     if path.lower() in ("none", ""):
         return None
@@ -106,7 +106,7 @@ def find_stage_one(path: str) -> StageOne | None:
     if given.is_file() and (given.name in OFFICIAL_FILES or not ours):
         return _official(given)
     if ours:
-        return StageOne(ours[0], ours[0] / MANIFEST_FILE, checkpoint.load(ours[0]).tensors)
+        return _ours(ours[0])
     if any((start / name).is_file() for name in OFFICIAL_FILES):
         return _official(official_file(start))
     raise UserError(
@@ -114,6 +114,17 @@ def find_stage_one(path: str) -> StageOne | None:
         f"{OFFICIAL_FILES[0]}; give the output folder of a finished stage one (scripts/run_lora.sh), or none to train "
         "without it"
     )
+
+
+def _ours(folder: Path) -> StageOne:
+    weights = checkpoint.load(folder)
+    kind = weights.manifest.get("kind")
+    if kind != STAGE_ONE:
+        raise UserError(
+            f"--pretrain_checkpoint: {folder} holds a {kind} checkpoint, not one of stage one; give the output folder "
+            "of a finished stage one (scripts/run_lora.sh), or none to train without it"
+        )
+    return StageOne(folder, folder / MANIFEST_FILE, weights.tensors)
 
 
 def _official(file: Path) -> StageOne:

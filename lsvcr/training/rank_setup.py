@@ -21,7 +21,7 @@ from lsvcr.models.rank_loss import SampledLoss
 from lsvcr.models.sr import EmbeddingHead, SRModel
 from lsvcr.nn.attention import INITIAL_STD
 from lsvcr.schema import STAGE_ONE, STAGE_TWO, Split, Task
-from lsvcr.settings import BaselineSettings, FittedSettings, RankSettings
+from lsvcr.settings import BaselineSettings, FittedSettings, RankSettings, check_epochs
 from lsvcr.training.rank_freeze import freeze, frozen_groups
 from lsvcr.training.rank_handover import Handover, StageOne, find_stage_one, hand_over, recorded
 from lsvcr.training.rank_texts import TextTables, load_texts
@@ -143,17 +143,8 @@ def check_settings(settings: RankSettings) -> Task:
             raise UserError(
                 f"--{flag} {getattr(settings, flag)} must be between 1 and --max_position {settings.max_position}"
             )
-    positive = ["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"]
-    positive += [
-        "num_train_epochs",
-        "eval_steps",
-        "hidden",
-        "layers",
-        "heads",
-        "temperature",
-        "learning_rate",
-    ]
-    for flag in positive:
+    check_epochs(settings)
+    for flag in ("hidden", "layers", "heads", "temperature"):
         if getattr(settings, flag) <= 0:
             raise UserError(f"--{flag} {getattr(settings, flag)} must be above 0")
     if task is Task.COMM_RANK and settings.neg_comment_num < 1:

@@ -15,7 +15,7 @@ from lsvcr.models import checkpoint
 from lsvcr.schema import BEST_DIR, LAST_DIR, MANIFEST_FILE, METRICS_FILE, METRICS_LOG_FILE
 from lsvcr.training.rank_contract import Kept
 from lsvcr.utils.errors import UserError
-from lsvcr.utils.identity import refuse_other_run
+from lsvcr.utils.identity import refuse_other_kind, refuse_other_run
 from lsvcr.utils.io import atomic_dir, read_json, recover
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -97,22 +97,14 @@ class RunFolder:
     def find(self) -> Progress | None:
         """Where an interrupted run of the same settings and data stands; None when there is none.
 
-        Undoes what a kill left half done in exchanging last/ for its successor.
+        Undoes what a kill left half done in exchanging best/ or last/ for its successor.
 
         Raises:
             UserError: the run in the folder is another one; the message names what differs.
         """
-        recover(self.last)
-        if not (self.last / MANIFEST_FILE).is_file():
-            return None
-        manifest = read_json(self.last / MANIFEST_FILE)
-        # A setting that an earlier version did not have had what is its default now.
-        there = {
-            **self._defaults,
-            **(manifest.get("identity", {}) if isinstance(manifest, dict) else {}),
-        }
-        refuse_other_run(self.path, self._identity, there)
-        return Progress(**manifest["progress"])
+        self._read(self.best)  # of a run that has no last/, too
+        manifest = self._read(self.last)
+        return None if manifest is None else Progress(**manifest["progress"])
 
     def save_best(self, model: nn.Module, progress: Progress, figures: Mapping[str, float]) -> None:
         """Write best/, replacing an earlier one."""
@@ -151,6 +143,21 @@ class RunFolder:
         _restore_optimizer(model, optimizer, tensors)
         if scaler is not None and state.manifest["scaler"] is not None:
             scaler.load_state_dict(state.manifest["scaler"])
+
+    def _read(self, folder: Path) -> dict[str, Any] | None:
+        """The manifest of best/ or last/, which must be of this run; None when there is none."""
+        recover(folder)
+        if not (folder / MANIFEST_FILE).is_file():
+            return None
+        manifest: dict[str, Any] = read_json(folder / MANIFEST_FILE)
+        refuse_other_kind(self.path, self._about["kind"], manifest)
+        # A setting that an earlier version did not have had what is its default now.
+        there = {**self._defaults, **manifest.get("identity", {})}
+        if "resume" in self._defaults:
+            refuse_other_run(self.path, self._identity, there)
+        else:
+            refuse_other_run(self.path, self._identity, there, "remove what is there")
+        return manifest
 
     def _manifest(self, progress: Progress, figures: Mapping[str, float]) -> dict[str, Any]:
         return {

@@ -16,11 +16,36 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
     )
 
 
-def refuse_other_run(path: Path, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
-    """Raise a UserError where the run in `path` has another identity (`there`) than the one asked for (`here`)."""
+def refuse_other_kind(path: Path, kind: str, manifest: Any) -> None:
+    """Raise a UserError where the checkpoint in the run folder `path` is of another kind than `kind`.
+
+    Args:
+        path: for the message.
+        kind: of the run asked for.
+        manifest: of the checkpoint, as it was read.
+    """
+    there = manifest.get("kind") if isinstance(manifest, dict) else None
+    if there != kind:
+        raise UserError(
+            f"{path} holds a run of another kind ({there} there, {kind} here): choose another --output_dir"
+        )
+
+
+def refuse_other_run(
+    path: Path,
+    here: Mapping[str, Any],
+    there: Mapping[str, Any],
+    anew: str = "start over in this one with --resume False",
+) -> None:
+    """Raise a UserError where the run in `path` has another identity (`there`) than the one asked for (`here`).
+
+    Args:
+        path: for the message.
+        here, there: by name.
+        anew: the way to have this run in this folder.
+    """
     told = differences(here, there)
     if told:
         raise UserError(
-            f"{path} holds a run with other settings or data: {told}. Choose another "
-            "--output_dir, or start over in this one with --resume False"
+            f"{path} holds a run with other settings or data: {told}. Choose another --output_dir, or {anew}"
         )

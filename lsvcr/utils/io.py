@@ -23,6 +23,17 @@ import numpy as np
 from lsvcr.utils.errors import UserError
 
 _CHUNK = 1 << 20
+_FULL = {
+    errno.ENOSPC: "no space left; free some or choose another place",
+    errno.EDQUOT: "your quota is used up; free some space or choose another place",
+}
+_UNREACHABLE = {
+    errno.EACCES: "permission denied; choose another place or change its rights",
+    errno.EPERM: "permission denied; choose another place or change its rights",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.ENOTDIR: "a parent of it is a file; choose another place",
+    errno.EEXIST: "a parent of it is a file; choose another place",
+}
 
 
 @contextmanager
@@ -38,12 +49,12 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     if target.is_file():  # one look: another writer may be about to exchange it
         raise UserError(f"{target} is a file: choose another folder or remove it")
-    with _explained(target, _FULL | _UNREACHABLE):
+    with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _recover(target)
         temporary, lock = _claim(target, Path.mkdir)
     try:
-        with _explained(target, _FULL):
+        with explained(target, _FULL):
             yield temporary
             _swap(temporary, target)
     except BaseException:
@@ -61,12 +72,12 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         UserError: the folder cannot be written to, or the disk is full.
     """
     target = Path(os.path.realpath(path))
-    with _explained(target, _FULL | _UNREACHABLE):
+    with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _recover(target)
         temporary, lock = _claim(target, Path.touch)
     try:
-        with _explained(target, _FULL):
+        with explained(target, _FULL):
             yield temporary
             os.replace(temporary, target)
     except BaseException:
@@ -74,6 +85,25 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         os.close(lock)
+
+
+@contextmanager
+def explained(target: Path, reasons: dict[int, str] = _FULL | _UNREACHABLE) -> Iterator[None]:
+    """Turn the errors of writing `target` that a user can mend into messages; others pass.
+
+    Args:
+        target: for the message.
+        reasons: what to say, by `errno`.
+
+    Raises:
+        UserError: one of `reasons`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in reasons:
+            raise
+        raise UserError(f"cannot write {target}: {reasons[error.errno]}") from error
 
 
 def recover(path: str | Path) -> None:
@@ -227,27 +257,3 @@ def _recover(target: Path) -> None:
             shutil.rmtree(stale, ignore_errors=True)
         else:
             stale.unlink(missing_ok=True)
-
-
-_FULL = {
-    errno.ENOSPC: "no space left; free some or choose another place",
-    errno.EDQUOT: "your quota is used up; free some space or choose another place",
-}
-_UNREACHABLE = {
-    errno.EACCES: "permission denied; choose another place or change its rights",
-    errno.EPERM: "permission denied; choose another place or change its rights",
-    errno.EROFS: "the file system is read-only; choose another place",
-    errno.ENOTDIR: "a parent of it is a file; choose another place",
-    errno.EEXIST: "a parent of it is a file; choose another place",
-}
-
-
-@contextmanager
-def _explained(target: Path, reasons: dict[int, str]) -> Iterator[None]:
-    """Turn the file-system errors a user can mend into messages; others pass."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in reasons:
-            raise
-        raise UserError(f"cannot write {target}: {reasons[error.errno]}") from error

@@ -16,9 +16,11 @@ from lsvcr.baselines.generative import answer_loss, tune
 from lsvcr.baselines.generative_state import OPTIMIZER_FILE, Masters, read_run
 from lsvcr.llm.loading import load_llm
 from lsvcr.llm.lora import WEIGHTS_FILE, add_lora, load_adapter
+from lsvcr.models import checkpoint
 from lsvcr.schema import ADAPTER_DIR, BEST_DIR, LAST_DIR, MANIFEST_FILE
 from lsvcr.training.schedule import learning_rate_factor
 from lsvcr.utils.errors import UserError
+from lsvcr.utils.lock import run_lock
 from tests.generative_world import generate_settings, tune_settings
 
 EXAMPLES = [
@@ -118,6 +120,30 @@ def test_a_killed_run_goes_on_to_the_last_bit(
 def test_another_runs_folder_is_refused(tiny_data: Path, generative_run: Path) -> None:
     with pytest.raises(UserError, match=r"lora_r is 4 here and 8 there.*--resume False"):
         tune(tune_settings(tiny_data, generative_run, lora_r=4), learning_rate_factor)
+
+
+def test_a_best_of_another_kind_is_not_replaced(tiny_data: Path, tmp_path: Path) -> None:
+    """As `lsvcr convert` writes it: best/ alone."""
+    checkpoint.save(tmp_path / BEST_DIR, {"w": torch.ones(1)}, {"kind": "stage-one"})
+    with pytest.raises(UserError, match=r"another kind \(stage-one there, generative here\).*--output_dir"):
+        tune(tune_settings(tiny_data, tmp_path), learning_rate_factor)
+    assert checkpoint.load(tmp_path / BEST_DIR).manifest == {"kind": "stage-one"}
+
+
+def test_two_runs_in_one_folder_are_refused(tiny_data: Path, tmp_path: Path) -> None:
+    with run_lock(tmp_path), pytest.raises(UserError, match="another run is training in"):
+        tune(tune_settings(tiny_data, tmp_path), learning_rate_factor)
+    assert not (tmp_path / LAST_DIR).exists()
+
+
+def test_divergence_is_told_and_the_epoch_before_stays(tiny_data: Path, tmp_path: Path) -> None:
+    """The only step of the epoch has a finite loss, and leaves weights without one."""
+    changed = {"learning_rate": 1e30, "max_train_samples": 8, "max_val_samples": 4}
+    with pytest.raises(UserError, match=r"validation loss is (nan|inf) after epoch 1: lower --learning_rate"):
+        tune(tune_settings(tiny_data, tmp_path, **changed), learning_rate_factor)
+    for which in (BEST_DIR, LAST_DIR):
+        assert json.loads((tmp_path / which / MANIFEST_FILE).read_text())["progress"]["epoch"] == 0
+    assert "val/loss" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_without_epochs_the_llm_is_left_as_it_was(tiny_data: Path, tmp_path: Path, tiny_llm: Any) -> None:

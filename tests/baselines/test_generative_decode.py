@@ -1,5 +1,7 @@
 """Beam search against transformers' own, free and along a trie."""
 
+from collections.abc import Iterable
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -33,6 +35,11 @@ def settings(beams: int, returned: int, max_new: int = 16, length_penalty: float
     return BeamSettings(beams, returned, max_new, length_penalty, END, PAD)
 
 
+def walk(trie: TitleTrie, tokens: Iterable[int]) -> Node:
+    """The node behind several tokens."""
+    return reduce(trie.step, tokens, trie.root)
+
+
 def theirs(
     model: Any, prompt: list[int], wanted: BeamSettings, trie: TitleTrie | None
 ) -> list[tuple[Any, float]]:
@@ -49,8 +56,13 @@ def theirs(
         return_dict_in_generate=True,
         output_scores=True,
     )
-    allowed = None if trie is None else trie.prefix_allowed_tokens(len(prompt))
-    made = model.generate(torch.tensor([prompt]), generation_config=config, prefix_allowed_tokens_fn=allowed)
+
+    def allowed(_: int, tokens: torch.Tensor) -> list[int]:
+        # Behind an end the end again, since transformers wants one.
+        return trie.next_tokens(walk(trie, tokens[len(prompt) :].tolist())).tolist() or [END]
+
+    only = None if trie is None else allowed
+    made = model.generate(torch.tensor([prompt]), generation_config=config, prefix_allowed_tokens_fn=only)
     answers = []
     for row, score in zip(
         made.sequences[:, len(prompt) :].tolist(), made.sequences_scores.tolist(), strict=True
@@ -126,9 +138,7 @@ def test_the_trie_knows_what_may_follow() -> None:
         (6, 5): [],
     }
     for prefix, tokens in allowed.items():
-        assert trie.next_tokens(trie.walk(prefix)).tolist() == tokens
-    told = trie.prefix_allowed_tokens(2)
-    assert told(0, torch.tensor([1, 1, 5])) == [6, 9] and told(0, torch.tensor([1, 1, 5, 9])) == [9]
+        assert trie.next_tokens(walk(trie, prefix)).tolist() == tokens
     mask = trie.mask([trie.root, Node(0, 0, 1)], 10)
     assert mask.tolist() == [
         [0.0 if token in (5, 7) else -torch.inf for token in range(10)],

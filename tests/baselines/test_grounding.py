@@ -26,7 +26,7 @@ from lsvcr.baselines.grounding_rank import (
     standing,
 )
 from lsvcr.baselines.grounding_titles import TitleIndex, exact, normalised, validity
-from lsvcr.baselines.grounding_vectors import LastTokenEncoder, cosines, distances, last_states
+from lsvcr.baselines.grounding_vectors import LastTokenEncoder, cosines, distances
 from lsvcr.baselines.popularity import popularity
 from lsvcr.data.rank import RankData
 from lsvcr.data.spans import Spans
@@ -318,5 +318,3 @@ def test_a_vector_is_the_last_tokens_state_whatever_stands_beside_it(tmp_path: P
     assert (tmp_path / "titles" / "vectors.npy").stat().st_mtime_ns == stamp
     # Other titles are read anew.
     assert len(encoder.catalogue(texts[:2], tmp_path / "titles")) == 2
-    states, mask = torch.arange(12.0).reshape(2, 3, 2), torch.tensor([[True, True, False], [True] * 3])
-    assert last_states(states, mask).tolist() == [[2.0, 3.0], [10.0, 11.0]]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lsvcr.models.sr import EmbeddingHead, Histories, SRModel, random_positions
+from lsvcr.nn.similarity import cosine_logits
 from tests.models.sr_world import (
     LENGTHS,
     N_VIDEOS,
@@ -131,9 +132,8 @@ def test_empty_histories_give_finite_vectors_scores_and_gradients():
     model = make_model(dtype=torch.float32).train()
     histories, watched = make_histories(dtype=torch.float32), make_watched(dtype=torch.float32)
     vectors = all_vectors(model, histories, watched)
-    scores = model.scores(
-        vectors.flatten(0, 1), model.video_vectors(torch.zeros(13, WIDTH), torch.arange(13))
-    )
+    items = model.video_vectors(torch.zeros(13, WIDTH), torch.arange(13))
+    scores = cosine_logits(vectors.flatten(0, 1), items, model.temperature)
     assert vectors.isfinite().all() and scores.isfinite().all()
     scores[:, 1:].logsumexp(dim=1).sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
@@ -169,19 +169,6 @@ def test_item_vectors_are_text_plus_gated_id():
     assert torch.equal(found[1], projected[1])
     assert torch.equal(model.video_vectors(projected), projected)
     assert torch.equal(make_model(n_videos=0).video_vectors(projected, ids), projected)
-
-
-def test_scores_are_float32_cosines_over_temperature():
-    model = SRModel(text_width=6, hidden=4, heads=2, inner=8)
-    users, items = torch.tensor([[3.0, 4, 0, 0]]), torch.tensor([[6.0, 8, 0, 0], [-4, 3, 0, 0], [0, 0, 0, 0]])
-    expected = torch.tensor([[1 / 0.07, 0, 0]])
-    torch.testing.assert_close(model.scores(users, items), expected)
-    torch.testing.assert_close(model.scores_rows(users, items[None]), expected)
-    assert model.scores(users.bfloat16(), items.bfloat16()).dtype == torch.float32
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        a, b = torch.randn(5, 4), torch.randn(7, 4)
-        inside = model.scores(a, b)
-    assert torch.equal(inside, model.scores(a, b))
 
 
 def test_start_values_are_as_documented():
@@ -233,7 +220,7 @@ def test_a_fresh_user_vector_lies_near_the_titles_of_the_history(comments):
         ids = torch.zeros(1, 3, dtype=torch.int64)
         empty = torch.zeros_like(history)
         user = model.rec_vectors(Histories(history, empty, ids, mask, empty, empty, ids, ~mask))
-        nearest += int(model.scores(user, titles).argmax() == own)
+        nearest += int(cosine_logits(user, titles, model.temperature).argmax() == own)
     assert nearest >= 15  # by chance 1
 
 
@@ -250,7 +237,7 @@ def test_a_fresh_user_vector_for_comments_lies_near_the_comments_of_the_history(
         empty = torch.zeros_like(history)
         histories = Histories(empty, empty, ids, ~mask, title.expand(1, 3, -1), history, ids, mask)
         user = model.comm_rank_vectors(histories, title)
-        nearest += int(model.scores(user, contents).argmax() == own)
+        nearest += int(cosine_logits(user, contents, model.temperature).argmax() == own)
     assert nearest >= 10  # by chance 1
 
 

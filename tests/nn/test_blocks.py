@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lsvcr.nn.attention import CausalLayer, CrossLayer, MultiHeadAttention
 from lsvcr.nn.dropout import Dropout
 from lsvcr.nn.masks import open_first
-from lsvcr.nn.pooling import AdditivePooling, mean_pooling
+from lsvcr.nn.pooling import AdditivePooling
 from lsvcr.nn.ragged import segment_mean
 from lsvcr.nn.similarity import cosine_logits, unit
 
@@ -35,20 +35,6 @@ def test_segment_mean_has_the_gradient_of_a_mean():
 def test_open_first_touches_only_empty_rows():
     mask = torch.tensor([[False, False], [False, True], [True, False]])
     assert open_first(mask).tolist() == [[True, False], [False, True], [True, False]]
-
-
-def test_mean_pooling_of_a_row_without_a_real_position_is_zero():
-    states = torch.tensor([[[1.0, 2], [3, 4], [9, 9]], [[5, 5], [6, 6], [7, 7]]], requires_grad=True)
-    found = mean_pooling(states, torch.tensor([[1, 1, 0], [0, 0, 0]]))
-    assert found.tolist() == [[2.0, 3.0], [0.0, 0.0]]
-    found.sum().backward()
-    assert states.grad.isfinite().all()
-
-
-def test_mean_pooling_sums_in_single_precision():
-    states = torch.full((1, 3000, 1), 1.0078125, dtype=torch.bfloat16)
-    found = mean_pooling(states, torch.ones(1, 3000, dtype=torch.bool))
-    assert found.dtype == torch.bfloat16 and found.item() == 1.0078125
 
 
 def test_additive_pooling_weighs_real_positions_only():
@@ -159,6 +145,18 @@ def test_dropout_is_drawn_anew_from_the_global_generator_without_a_pattern():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="10 is not a multiple of 4"):
         MultiHeadAttention(10, 4, 0.0, 0.0)
+
+
+def test_cosine_logits_are_float32_cosines_over_the_temperature():
+    users, items = torch.tensor([[3.0, 4, 0, 0]]), torch.tensor([[6.0, 8, 0, 0], [-4, 3, 0, 0], [0, 0, 0, 0]])
+    expected = torch.tensor([[1 / 0.07, 0, 0]])
+    torch.testing.assert_close(cosine_logits(users, items, 0.07), expected)
+    torch.testing.assert_close(cosine_logits(users, items[None], 0.07), expected)
+    assert cosine_logits(users.bfloat16(), items.bfloat16(), 0.07).dtype == torch.float32
+    a, b = torch.randn(5, 4), torch.randn(7, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = cosine_logits(a, b, 0.07)
+    assert torch.equal(inside, cosine_logits(a, b, 0.07))
 
 
 def test_unit_keeps_zero_vectors_and_their_gradient_finite():

@@ -96,11 +96,13 @@ def test_names_as_the_paper_writes_them() -> None:
         ("ft", {"hidden": 32}, r"was pretrained with --hidden 16, --inner 48; give the same"),
         ("ft-sf", {"layers": 2}, "--layers 1"),
         ("ft", {"heads": 4}, "--heads 2"),
-        ("st", {"features": "none"}, "--features auto"),
+        ("st", {"features": "none"}, "--features author,category"),
         ("nt", {}, "--transfer nt takes nothing"),
         ("ft", {"pretrained": ""}, r"needs --pretrained RUN .*--transfer nt trains without"),
         ("ft", {"max_his": 0}, "--max_his 0 must be above 0"),
         ("ft", {"sample_seed": -1}, "--sample_seed -1"),
+        ("ft", {"patience": 0}, "--patience 0 must be above 0"),
+        ("ft", {"warmup_ratio": 2.0}, "--warmup_ratio 2.0 must be between 0 and 1"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -110,6 +112,13 @@ def test_what_does_not_go_together_is_refused(
 
     with pytest.raises(UserError, match=words):
         set_up(replace(settings(data, tmp_path, transfer, pretrained), **changes))
+
+
+def test_features_are_compared_by_what_they_stand_for(data: Path, pretrained: Path, tmp_path: Path) -> None:
+    """The pretraining had `auto`."""
+    given = load_file(pretrained / "best" / "sr.safetensors")
+    setup = set_up(settings(data, tmp_path, "ft", pretrained, features="category,author"))
+    assert set(setup.handover["loaded"]) == given.keys()
 
 
 def test_only_what_is_loaded_must_fit(data: Path, pretrained: Path, tmp_path: Path) -> None:

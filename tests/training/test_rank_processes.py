@@ -14,9 +14,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from lsvcr.data.rank import RankData
+from lsvcr.data.store import open_dataset
 from lsvcr.evaluation import evaluator
+from lsvcr.schema import Split, Task
 from lsvcr.training.rank import run
+from lsvcr.training.rank_batches import EpochBatches
 from lsvcr.training.rank_evaluate import evaluate_checkpoint
 from lsvcr.training.rank_setup import set_up
 from tests.training.rank_runs import settings, write_planted
@@ -152,6 +157,21 @@ def test_two_processes_draw_as_one_that_accumulates_twice(data: Path, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_data_worker_knows_its_process(data: Path, number: int) -> None:
+    """One that is not forked has no process group; a batch made after its end is one made in such a worker."""
+    samples = RankData(open_dataset(data), Task.REC, Split.TRAIN)
+    dist.init_process_group("fake", store=FakeStore(), rank=number, world_size=2)
+    try:
+        batches = EpochBatches(samples, batch=4, accumulation=1, seed=1, epoch=0, negatives=0)
+        expected = batches[0]
+    finally:
+        dist.destroy_process_group()
+    found = batches[0]
+    assert len(expected.batch.rows) == 4 and expected.rows == 8
+    assert found.batch.rows.tolist() == expected.batch.rows.tolist() and found.weight == expected.weight
+
+
 def test_a_process_without_a_row_still_takes_part(data: Path, tmp_path: Path) -> None:
     """80 samples in steps of 3 x 26 leave two rows for three processes."""
     changes = {"num_train_epochs": 1, "per_device_train_batch_size": 26}
@@ -197,4 +217,4 @@ def test_kill_minus_nine_and_go_on(data: Path, tmp_path: Path) -> None:
     assert all(torch.equal(cut[name], whole[name]) for name in whole)
     reports = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("cut", "whole")]
     assert reports[0] == reports[1]
-    assert not [path for path in (tmp_path / "cut").iterdir() if path.name.startswith(".")]
+    assert [path.name for path in (tmp_path / "cut").iterdir() if path.name.startswith(".")] == [".lock"]

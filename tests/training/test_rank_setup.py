@@ -86,7 +86,7 @@ def test_another_shape_is_told_tensor_by_tensor(data: Path, tmp_path: Path) -> N
 def test_a_missing_parameter_is_not_left_at_random(data: Path, tmp_path: Path) -> None:
     tensors = write_stage_one(tmp_path / "stage_one")
     del tensors["sr.merge.bias"]
-    checkpoint.save(tmp_path / "stage_one" / BEST_DIR, tensors, {})
+    checkpoint.save(tmp_path / "stage_one" / BEST_DIR, tensors, {"kind": "stage-one"})
     with pytest.raises(UserError, match=r"missing: merge\.bias"):
         set_up(aligned(data, tmp_path))
 
@@ -101,6 +101,15 @@ def test_without_text_the_adapter_is_left_behind(data: Path, tmp_path: Path) -> 
 def test_a_folder_without_weights_is_named(data: Path, tmp_path: Path, path: str) -> None:
     with pytest.raises(UserError, match=r"sr\.safetensors.*none"):
         set_up(settings(data, tmp_path, pretrain_checkpoint=str(tmp_path / path)))
+
+
+def test_a_stage_two_run_is_no_stage_one(data: Path, tmp_path: Path) -> None:
+    """Its ids and gate would be taken over, which METHOD has new."""
+    write_stage_one(tmp_path / "stage_one")
+    setup = set_up(aligned(data, tmp_path))
+    checkpoint.save(tmp_path / "two" / BEST_DIR, setup.model.state_dict(), setup.about(1))
+    with pytest.raises(UserError, match=r"two/best holds a stage-two checkpoint.*scripts/run_lora\.sh.*none"):
+        set_up(settings(data, tmp_path, pretrain_checkpoint=str(tmp_path / "two")))
 
 
 def test_same_seed_same_start(data: Path, tmp_path: Path) -> None:
@@ -181,6 +190,9 @@ def test_half_precision_vectors_are_read_in_single(data: Path, tmp_path: Path) -
         ({"hidden": 15}, "multiple of --heads"),
         ({"finetune_task": "CommRank", "neg_comment_num": 0}, "--neg_comment_num"),
         ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size 0"),
+        ({"patience": 0}, "--patience 0 must be above 0"),
+        ({"warmup_ratio": -0.1}, "--warmup_ratio -0.1 must be between 0 and 1"),
+        ({"warmup_ratio": 1.1}, "--warmup_ratio 1.1 must be between 0 and 1"),
     ],
 )
 def test_impossible_settings(data: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
