@@ -3,16 +3,15 @@
 import asyncio
 import gc
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
 from lsvcr.serving.http.batching import Batcher
-from lsvcr.serving.http.errors import ApiError, overloaded
+from lsvcr.serving.http.errors import ApiError
 from lsvcr.serving.http.log import Log
 from lsvcr.serving.http.metrics import Metrics
+from lsvcr.serving.http.pool import Pool
 from lsvcr.serving.journal import NotStored
 from lsvcr.serving.runtime import Recommender
 from lsvcr.serving.types import CommentQuery, Query, Ranking, Recommendation
@@ -28,8 +27,6 @@ _TO_JSON: dict[type, Callable[[Any], bytes]] = {
 
 Ask = Callable[[list[Any]], Sequence[Any]]
 """`recommend_many` or `rank_comments_many` of a recommender: a request keeps the one it began with."""
-THREADS = 8
-"""Threads for look-ups and changes: both wait for a disk more than they compute."""
 
 
 def load(settings: ServeSettings, path: str, state: str | None) -> Recommender:
@@ -59,8 +56,9 @@ class Service:
         self.metrics = Metrics(self.numbers, settings.processes > 1)
         self.draining = False
         self.batcher: Batcher
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="service")
-        self._in_threads = 0
+        self._look_ups, self._changes = (
+            Pool(what, settings.queue, settings.request_timeout) for what in ("look-ups", "changes")
+        )
         self._exchange = asyncio.Lock()
         self._settled = asyncio.Event()
         self._settled.set()
@@ -82,7 +80,8 @@ class Service:
     def close(self) -> None:
         """End the worker and the journal."""
         self.batcher.close()
-        self._threads.shutdown(wait=True)
+        self._look_ups.close()
+        self._changes.close()
         self.recommender.catalogue.close()
 
     def answer(self, jobs: Sequence[tuple[Ask, Sequence[Any]]]) -> list[Any]:
@@ -130,21 +129,8 @@ class Service:
         return await self.batcher.submit(self.recommender.rank_comments_many, queries, gone)
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
-        """`work(*args)` in a thread of ours: look-ups and changes of the catalogue.
-
-        Raises:
-            ApiError: 503 where too many wait for a thread, 504 where it takes too long (a change may still be made).
-        """
-        if self._in_threads >= self.settings.queue:
-            raise overloaded("too many look-ups and changes are under way")
-        self._in_threads += 1
-        future = asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args))
-        future.add_done_callback(self._left_thread)
-        done, _ = await asyncio.wait({future}, timeout=self.settings.request_timeout)
-        if not done:
-            text = f"not done within {self.settings.request_timeout:g} s (--request_timeout); look whether it is later"
-            raise ApiError(504, "timeout", text)
-        return future.result()
+        """`work(*args)`, a look-up, in a thread of ours; errors as `Pool.do`."""
+        return await self._look_ups.do(work, *args)
 
     def numbers(self) -> dict[str, Any]:
         """Numbers of the catalogue as it is now."""
@@ -155,11 +141,11 @@ class Service:
         """Call a method of the catalogue in a thread; when this returns, the change is kept and seen.
 
         Raises:
-            ApiError: 507 where it could not be stored.
+            ApiError: 507 where it could not be stored, or as `Pool.do`.
             BadRequest, UnknownId: the change makes no sense.
         """
         try:
-            await self.in_thread(getattr(self.recommender.catalogue, name), *args)
+            await self._changes.do(getattr(self.recommender.catalogue, name), *args)
         except NotStored as error:
             raise ApiError(507, "not_stored", str(error)) from error
         # A bundle that takes over at this moment has the change already, but is not yet asked.
@@ -198,8 +184,3 @@ class Service:
             self._settled.set()
         # The old bundle is garbage in a cycle, once the last request that began with it has its answer.
         loop.call_later(self.settings.request_timeout, gc.collect)
-
-    def _left_thread(self, future: "asyncio.Future[Any]") -> None:
-        self._in_threads -= 1
-        if not future.cancelled():
-            future.exception()  # an error after a 504 has nobody else who takes it
