@@ -188,7 +188,7 @@ class Server(uvicorn.Server):
     async def _exchange(self) -> None:
         # The result is in the log either way: nobody else hears of it.
         with contextlib.suppress(Exception):
-            await self.service.exchange(self.service.settings.bundle)
+            await self.service.reopen()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

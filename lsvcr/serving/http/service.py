@@ -60,6 +60,7 @@ class Service:
             Pool(what, settings.queue, settings.request_timeout) for what in ("look-ups", "changes")
         )
         self._exchange = asyncio.Lock()
+        self._reopening = False  # waits for its turn
         self._settled = asyncio.Event()
         self._settled.set()
 
@@ -158,19 +159,38 @@ class Service:
             ApiError: 409 while another exchange is under way, 422 for a bundle that cannot be served: the old one
                 goes on.
         """
-        if self._exchange.locked():
+        if self._exchange.locked() or self._reopening:
             raise ApiError(409, "busy", "another bundle is being loaded; try again when it is there")
         async with self._exchange:
-            try:
-                await self._exchange_to(path)
-            except Exception as error:
-                self.metrics.swaps.labels("refused").inc()
-                self.log.event("error", "bundle", path=path, reason=str(error) or repr(error))
-                if isinstance(error, UserError):
-                    raise ApiError(422, "bad_bundle", str(error)) from None
-                raise
-            self.metrics.swaps.labels("done").inc()
-            self.log.event("info", "bundle", path=path)
+            await self._told(path)
+
+    async def reopen(self) -> None:
+        """Serve what lies at the path that the server was started with, once no other exchange is under way.
+
+        Asking again while one waits is asking once: it opens what is there when its turn comes.
+
+        Raises:
+            ApiError: as `exchange`, but for the 409. The log has it too.
+        """
+        if self._reopening:
+            return
+        self._reopening = True
+        async with self._exchange:
+            self._reopening = False
+            await self._told(self.settings.bundle)
+
+    async def _told(self, path: str) -> None:
+        """Exchange, and tell the log and the metrics what came of it."""
+        try:
+            await self._exchange_to(path)
+        except Exception as error:
+            self.metrics.swaps.labels("refused").inc()
+            self.log.event("error", "bundle", path=path, reason=str(error) or repr(error))
+            if isinstance(error, UserError):
+                raise ApiError(422, "bad_bundle", str(error)) from None
+            raise
+        self.metrics.swaps.labels("done").inc()
+        self.log.event("info", "bundle", path=path)
 
     async def _exchange_to(self, path: str) -> None:
         # Whatever happens here, changes and requests go on: with the old bundle to the end, then with the new one.

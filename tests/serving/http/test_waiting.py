@@ -1,16 +1,20 @@
-"""Changes wait for the disk, and nothing else waits for them."""
+"""Changes wait for the disk, and nothing else waits for them; a bundle waits for the one that is being loaded."""
 
 import asyncio
+import json
 import os
+import shutil
 import threading
 
 import pytest
 
 from lsvcr.serving import journal as journal_module
+from lsvcr.serving.http import service as service_module
 from lsvcr.serving.http.errors import ApiError
 from lsvcr.serving.http.log import Log
 from lsvcr.serving.http.service import Service, load
 from lsvcr.settings import ServeSettings
+from tests.serving.bundles import make_bundle
 
 VECTOR = [0.5] * 24
 CHANGES = 12
@@ -70,3 +74,48 @@ def test_look_ups_do_not_wait_for_changes_that_wait_for_the_disk(bundle, tmp_pat
         finally:
             disk.free.set()
             service.close()
+
+
+def test_a_bundle_that_comes_while_one_is_loaded_is_served_in_the_end(bundle, tmp_path, monkeypatch):
+    loaded, free = threading.Event(), threading.Event()
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    opened = []
+
+    def slow(*args):
+        made = load(*args)
+        opened.append(made)
+        loaded.set()
+        assert free.wait(60)
+        return made
+
+    async def main() -> None:
+        service.start()
+        first = asyncio.create_task(service.reopen())
+        while not loaded.is_set():
+            await asyncio.sleep(0.01)
+        make_bundle(folder, n_videos=30)
+        later = [asyncio.create_task(service.reopen()) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(ApiError) as refused:
+            await service.exchange(str(bundle))
+        assert refused.value.status == 409
+        free.set()
+        await asyncio.gather(first, *later)
+        assert len(opened) == 2 and service.recommender is opened[1] and service.numbers()["videos"] == 30
+        (folder / "manifest.json").write_text("{")
+        with pytest.raises(ApiError):
+            await service.reopen()
+        await service.exchange(str(bundle))
+        assert service.numbers()["videos"] == 40
+
+    settings = ServeSettings(bundle=str(folder))
+    with (tmp_path / "log").open("wb") as stream:
+        service = Service(load(settings, str(folder), None), settings, Log("json", stream.fileno()))
+        monkeypatch.setattr(service_module, "load", slow)
+        try:
+            asyncio.run(main())
+        finally:
+            service.close()
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [line["level"] for line in lines] == ["info", "info", "error", "info"]
