@@ -25,14 +25,17 @@ def _serve(settings: ServeSettings) -> None:
     # Read when NumPy and faiss are loaded: a product in two threads would take the event loop's core from it.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(settings.threads))
-    if settings.processes > 1:
-        from lsvcr.serving.http.processes import serve_in_processes
+    from lsvcr.serving.http.starting import hangups_wait
 
-        serve_in_processes(settings)
-        return
-    from lsvcr.serving.http.server import serve
+    with hangups_wait():
+        if settings.processes > 1:
+            from lsvcr.serving.http.processes import serve_in_processes
 
-    serve(settings)
+            serve_in_processes(settings)
+        else:
+            from lsvcr.serving.http.server import serve
+
+            serve(settings)
 
 
 def _complete(settings: CompleteSettings) -> None:

@@ -123,18 +123,23 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
         verify: read every file and compare its sha256 with the manifest's; without it only sizes are compared.
 
     Raises:
-        BundleError: no bundle, another format, or a file is missing, changed or of another shape.
+        BundleError: no bundle, another format, or a file is missing, changed, of another shape or cannot be read.
     """
     root = Path(path)
-    manifest = _read_manifest(root)
-    for name, entry in manifest["files"].items():
-        _check_size(root / name, entry)
-    if verify:
-        _check_content(root, manifest["files"])
     try:
+        manifest = _read_manifest(root)
+        for name, entry in manifest["files"].items():
+            _check_size(root / name, entry)
+        if verify:
+            _check_content(root, manifest["files"])
         return _opened(root, manifest)
     except BundleError:
         raise
+    except OSError as error:
+        raise BundleError(
+            f"{error.filename or root} cannot be read: {error.strerror or error}; mend its path, its rights or the "
+            "disk, or copy the bundle again"
+        ) from error
     except (UserError, KeyError, TypeError, ValueError, IndexError) as broken:
         reason = f"{MANIFEST_FILE} lacks {broken}" if isinstance(broken, KeyError) else broken
         raise BundleError(f"{root} is damaged ({reason}); export it again") from broken

@@ -30,6 +30,7 @@ from lsvcr.serving.making import Asked, Making, Waiting
 from lsvcr.serving.records import COMMENT, VIDEO, checked_id, checked_likes, checked_text
 from lsvcr.serving.replay import Replay
 from lsvcr.serving.snapshot import Snapshot
+from lsvcr.serving.state_folder import refuse_inside
 from lsvcr.serving.together import Together
 from lsvcr.serving.towers import Towers
 from lsvcr.serving.types import RawId
@@ -182,11 +183,13 @@ class Catalogue:
         lost while requests go over from one bundle to the other; `other` itself answers as it did.
 
         Raises:
-            UserError: the journal's vectors do not fit this bundle; `other` goes on as before.
+            UserError: the journal's vectors do not fit this bundle, or it lies inside; `other` goes on as before.
         """
         with other._together.turn, self._together.turn:
             if other._successor is not None:
                 raise UserError("the journal has been handed over already")
+            if isinstance(other._journal, Journal):
+                refuse_inside(other._journal.path.parent, self._bundle.root)
             self._take(other._journal)
             other._successor = self
             other._publish = _nowhere  # whoever let go of its recommender lets go of all of it

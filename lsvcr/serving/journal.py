@@ -16,7 +16,6 @@ the journal fails with its number.
 """
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -29,11 +28,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lsvcr.serving.state_folder import LOCK_FILE, check_there, locked, sync_folder
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_file
 
 JOURNAL_FILE = "journal.jsonl"
-LOCK_FILE = "lock"
 JOURNAL_KIND = "journal"
 JOURNAL_FORMAT = 1
 
@@ -43,6 +42,11 @@ Record = dict[str, Any]
 
 _FEWEST_TO_COMPACT = 64
 """A journal of fewer lines than this is not worth rewriting; assumption."""
+
+_GONE = (
+    "the file or its lock has been removed or replaced while in use; put the state folder back as it was, or start "
+    "again to go on with what is there"
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -89,7 +93,7 @@ class Journal:
         self._name_is_durable = True
         self._tried_at = 0
         self._file = -1
-        self._lock = _locked(root)
+        self._lock = locked(root)
         try:
             if not self.path.exists():
                 self._begin()
@@ -123,8 +127,8 @@ class Journal:
             records: JSON objects with `kind` and `id`, oldest first.
 
         Raises:
-            NotStored: disk full, a failing disk or a closed journal. The file is as it was; if it cannot even be cut
-                back now, the next call does so before it writes.
+            NotStored: disk full, a failing disk, a closed journal, or a folder that has been removed or replaced. The
+                file is as it was; if it cannot even be cut back now, the next call does so before it writes.
         """
         lines: list[bytes] = []
         places: list[tuple[Key, _Place]] = []
@@ -223,14 +227,16 @@ class Journal:
             stream.write(_line(_header(secrets.token_hex(8)), after=0))
             stream.flush()
             os.fsync(stream.fileno())
-        _sync_folder(self.path)
+        sync_folder(self.path)
 
     def _make_ready(self) -> None:
         """What an earlier failure left undone comes first; raises OSError if it still cannot be done."""
         if self._file < 0:
             raise OSError(errno.EBADF, "the journal is closed")
+        check_there(self._lock, self.path.with_name(LOCK_FILE))  # without it another process may write here
+        check_there(self._file, self.path)
         if not self._name_is_durable:
-            _sync_folder(self.path)
+            sync_folder(self.path)
             self._name_is_durable = True
         if not self._tail_is_clean:
             self._cut_back()
@@ -348,56 +354,15 @@ def _write_all(file: int, content: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _reason(error: OSError) -> str:
     remedies: dict[int | None, str] = {
         errno.ENOSPC: "no space left; free some and send it again",
         errno.EDQUOT: "the quota is used up; free some space and send it again",
         errno.EFBIG: "the file may not grow further; raise the limit and send it again",
         errno.EBADF: "the journal is closed",
+        **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), _GONE),
     }
     return remedies.get(error.errno, f"{error.strerror}; check the disk and send it again")
-
-
-def _locked(root: Path) -> int:
-    """Make the folder if need be and take its lock, which the system releases however the process ends.
-
-    Raises:
-        UserError: another process has it, or the folder cannot be used.
-    """
-    path = root / LOCK_FILE
-    try:
-        missing = [folder for folder in (root, *root.parents) if not folder.exists()]
-        root.mkdir(parents=True, exist_ok=True)
-        for folder in missing:  # or a power cut could take the folder with all that is safe in it
-            _sync_folder(folder)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"{root} cannot be used as state: {error.strerror}; choose another folder") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, b"%d\n" % os.getpid(), 0)
-    except BlockingIOError:
-        holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
-        os.close(handle)
-        raise UserError(
-            f"{root} is in use by process {holder}: one state folder serves one process; stop that one or choose "
-            "another folder"
-        ) from None
-    except OSError as error:
-        os.close(handle)
-        raise UserError(
-            f"{path} cannot be locked: {error.strerror}; choose a folder on a local disk"
-        ) from error
-    return handle
 
 
 class Memory:

@@ -17,6 +17,7 @@ from lsvcr.serving.ids import UNKNOWN
 from lsvcr.serving.index import Found
 from lsvcr.serving.journal import Journal
 from lsvcr.serving.snapshot import Snapshot, Table
+from lsvcr.serving.state_folder import refuse_inside
 from lsvcr.serving.text_encoder import TextEncoder
 from lsvcr.serving.types import (
     CommentHistory,
@@ -86,9 +87,12 @@ class Recommender:
 
         Raises:
             BundleError: see `open_bundle`; or a graph cannot be read.
-            UserError: another process uses the state folder, or it is damaged or does not fit the bundle.
+            UserError: another process uses the state folder, it lies inside the bundle, is damaged or does not fit the
+                bundle.
         """
         opened = open_bundle(bundle, verify)
+        if state is not None:
+            refuse_inside(state, bundle)
         journal = None if state is None else Journal(state)
         try:
             return cls(opened, threads, journal)

@@ -1,7 +1,11 @@
 """A bundle on disk: what is written, and what is told when it is broken."""
 
 import json
+import os
 import shutil
+import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -164,6 +168,46 @@ def test_no_bundle(tmp_path):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(BundleError, match=told):
             open_bundle(tmp_path)
+
+
+def test_what_cannot_be_read_is_refused_with_its_name(bundle, tmp_path):
+    with pytest.raises(BundleError, match="aaa cannot be read: File name too long; mend its path"):
+        open_bundle(tmp_path / ("a" * 4000))
+    put_manifest(bundle, files={**manifest(bundle)["files"], f"rec/{'b' * 300}": {"bytes": 1, "sha256": ""}})
+    with pytest.raises(BundleError, match="rec/bbb.*bbb cannot be read: File name too long"):
+        open_bundle(bundle)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file of /proc that fails when it is read")
+def test_a_disk_that_fails_is_told(bundle):
+    name = "videos/ids.npy"
+    (bundle / name).unlink()
+    (bundle / name).symlink_to("/proc/self/mem")
+    put_manifest(bundle, files={**manifest(bundle)["files"], name: {"bytes": 0, "sha256": ""}})
+    with pytest.raises(BundleError, match=f"{bundle} cannot be read: Input/output error"):
+        open_bundle(bundle)
+
+
+@pytest.fixture
+def open_place():
+    """A folder that everybody may enter; in it the test is nobody, if it is root, who may read everything."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+        if os.getuid() == 0:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize(("name", "rights"), [(".", 0o600), ("rec", 0o600), ("rec/items.npy", 0)])
+def test_what_may_not_be_read_is_refused_with_its_name(pristine, open_place, name, rights):
+    bundle = shutil.copytree(pristine[0], open_place / "b")
+    os.chmod(bundle / name, rights)
+    if os.getuid() == 0:
+        os.seteuid(65534)
+    with pytest.raises(
+        BundleError, match=rf"{bundle}/.* cannot be read: Permission denied; mend .*its rights"
+    ):
+        open_bundle(bundle)
 
 
 def swap_graph(path, content: bytes) -> None:

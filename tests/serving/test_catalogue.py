@@ -3,6 +3,7 @@
 import base64
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -393,6 +394,20 @@ def test_a_bundle_with_other_text_vectors_is_refused_and_the_old_one_goes_on(loa
     with pytest.raises(UserError, match="do not fit"):
         load("wide")
     assert load("a").title(8) == "eight"  # the refused one has let go of the folder
+
+
+def test_a_state_inside_the_bundle_is_refused(bundles, tmp_path):
+    inner = shutil.copytree(bundles[0] / "a", tmp_path / "inner")
+    (tmp_path / "link").symlink_to(inner)
+    for state in (inner, inner / "state", tmp_path / "link" / "deep" / "state"):
+        with pytest.raises(UserError, match="lies inside the bundle .*choose a folder outside"):
+            Recommender.load(inner, state=state)
+    assert not (inner / "state").exists() and not (inner / "deep").exists()
+    recommender = Recommender.load(bundles[0] / "b", state=inner / "state")
+    with pytest.raises(UserError, match="lies inside the bundle"):
+        Recommender.load(inner).catalogue.take_over(recommender.catalogue)
+    recommender.catalogue.put_video(7, "seven", VECTORS[0])  # goes on
+    recommender.catalogue.close()
 
 
 def test_the_journal_goes_over_to_another_bundle_while_changes_are_made(load, bundles):

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,48 @@ def test_damage_under_an_open_journal_is_told_and_nothing_is_built_on_it(state):
     with pytest.raises(NotStored, match=r"damaged at byte \d+ since it was opened"):
         journal.get("video", 2)
     journal.close()
+
+
+GONE = "not stored: .*removed or replaced while in use; put the state folder back"
+
+
+def test_a_folder_that_has_gone_takes_no_change_until_it_is_back(state, tmp_path):
+    journal = Journal(state)
+    for _ in range(100):
+        journal.append([record(1)])
+    aside = state.rename(tmp_path / "aside")
+    for stands in ("nothing", "a file", "an empty folder"):
+        if stands == "a file":
+            state.write_text("")
+        elif stands == "an empty folder":
+            state.unlink()
+            state.mkdir()
+        with pytest.raises(NotStored, match=GONE):
+            journal.append([record(2)])
+    assert not journal.compact_if_long() and not list(state.iterdir())
+    assert listed(journal) == [record(1)]
+    state.rmdir()
+    aside.rename(state)
+    journal.append([record(3)])
+    journal.close()
+    assert reopened(state) == [record(1), record(3)]
+
+
+@pytest.mark.parametrize("lock_alone", [False, True])
+def test_whose_folder_another_process_has_taken_stores_nothing_any_more(state, lock_alone):
+    journal = Journal(state)
+    journal.append([record(1)])
+    if lock_alone:
+        (state / "lock").unlink()
+    else:
+        shutil.rmtree(state)
+    other = Journal(state)
+    other.append([record(2)])
+    with pytest.raises(NotStored, match=GONE):
+        journal.append([record(3)])
+    journal.close()
+    other.close()
+    assert reopened(state) == [record(1)] * lock_alone + [record(2)]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -331,7 +374,7 @@ def test_a_rename_that_may_not_last_holds_back_the_next_change(state, monkeypatc
     journal = Journal(state)
     journal.append([record(1)])
     journal.compact()
-    monkeypatch.setattr(journal_module, "_sync_folder", Failing(monkeypatch, "listdir", errno.EIO))
+    monkeypatch.setattr(journal_module, "sync_folder", Failing(monkeypatch, "listdir", errno.EIO))
     with pytest.raises(NotStored):
         journal.append([record(2)])
     monkeypatch.undo()

@@ -38,7 +38,7 @@ class ChildServer(Server):
         """Listen, and from now on hear signals and the end of the process above."""
         await super().startup(sockets)
         asyncio.get_running_loop().add_reader(ORDERS, self._orphaned)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGHUP})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def tell_ready(self, listener: socket.socket) -> None:
         """The process above tells of all; here, what each took."""

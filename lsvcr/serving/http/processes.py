@@ -27,6 +27,7 @@ from lsvcr.serving.http.starting import (
     TOKEN_VARIABLE,
     beside,
     check,
+    hear_hangups,
     read_token,
     reserve,
     url_of,
@@ -131,6 +132,7 @@ class Processes:
         """Have signals come through a socket, between two looks at the processes."""
         earlier = {number: signal.signal(number, _nothing) for number in SIGNALS}
         old = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        hear_hangups()
         try:
             yield
         finally:

@@ -23,7 +23,7 @@ from lsvcr.serving.http.log import Log, LogHandler
 from lsvcr.serving.http.page import read_page
 from lsvcr.serving.http.protocol import Connection, ConnectionLimits
 from lsvcr.serving.http.service import Service, load
-from lsvcr.serving.http.starting import BACKLOG, bind, check, read_token, url_of
+from lsvcr.serving.http.starting import BACKLOG, bind, check, hear_hangups, read_token, url_of
 from lsvcr.settings import ServeSettings
 
 S = TypeVar("S", bound="Server")
@@ -125,6 +125,7 @@ class Server(uvicorn.Server):
         self.service.start()
         self.sweeper = asyncio.create_task(self._sweep())
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reopen)
+        hear_hangups()
         await super().startup(sockets)
         for listener in sockets or []:
             self.tell_ready(listener)
@@ -188,7 +189,7 @@ class Server(uvicorn.Server):
     async def _exchange(self) -> None:
         # The result is in the log either way: nobody else hears of it.
         with contextlib.suppress(Exception):
-            await self.service.exchange(self.service.settings.bundle)
+            await self.service.reopen()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

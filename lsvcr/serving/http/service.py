@@ -3,16 +3,15 @@
 import asyncio
 import gc
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
 from lsvcr.serving.http.batching import Batcher
-from lsvcr.serving.http.errors import ApiError, overloaded
+from lsvcr.serving.http.errors import ApiError
 from lsvcr.serving.http.log import Log
 from lsvcr.serving.http.metrics import Metrics
+from lsvcr.serving.http.pool import Pool
 from lsvcr.serving.journal import NotStored
 from lsvcr.serving.runtime import Recommender
 from lsvcr.serving.types import CommentQuery, Query, Ranking, Recommendation
@@ -28,8 +27,6 @@ _TO_JSON: dict[type, Callable[[Any], bytes]] = {
 
 Ask = Callable[[list[Any]], Sequence[Any]]
 """`recommend_many` or `rank_comments_many` of a recommender: a request keeps the one it began with."""
-THREADS = 8
-"""Threads for look-ups and changes: both wait for a disk more than they compute."""
 
 
 def load(settings: ServeSettings, path: str, state: str | None) -> Recommender:
@@ -59,9 +56,11 @@ class Service:
         self.metrics = Metrics(self.numbers, settings.processes > 1)
         self.draining = False
         self.batcher: Batcher
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="service")
-        self._in_threads = 0
+        self._look_ups, self._changes = (
+            Pool(what, settings.queue, settings.request_timeout) for what in ("look-ups", "changes")
+        )
         self._exchange = asyncio.Lock()
+        self._reopening = False  # waits for its turn
         self._settled = asyncio.Event()
         self._settled.set()
 
@@ -82,7 +81,8 @@ class Service:
     def close(self) -> None:
         """End the worker and the journal."""
         self.batcher.close()
-        self._threads.shutdown(wait=True)
+        self._look_ups.close()
+        self._changes.close()
         self.recommender.catalogue.close()
 
     def answer(self, jobs: Sequence[tuple[Ask, Sequence[Any]]]) -> list[Any]:
@@ -130,21 +130,8 @@ class Service:
         return await self.batcher.submit(self.recommender.rank_comments_many, queries, gone)
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
-        """`work(*args)` in a thread of ours: look-ups and changes of the catalogue.
-
-        Raises:
-            ApiError: 503 where too many wait for a thread, 504 where it takes too long (a change may still be made).
-        """
-        if self._in_threads >= self.settings.queue:
-            raise overloaded("too many look-ups and changes are under way")
-        self._in_threads += 1
-        future = asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args))
-        future.add_done_callback(self._left_thread)
-        done, _ = await asyncio.wait({future}, timeout=self.settings.request_timeout)
-        if not done:
-            text = f"not done within {self.settings.request_timeout:g} s (--request_timeout); look whether it is later"
-            raise ApiError(504, "timeout", text)
-        return future.result()
+        """`work(*args)`, a look-up, in a thread of ours; errors as `Pool.do`."""
+        return await self._look_ups.do(work, *args)
 
     def numbers(self) -> dict[str, Any]:
         """Numbers of the catalogue as it is now."""
@@ -155,11 +142,11 @@ class Service:
         """Call a method of the catalogue in a thread; when this returns, the change is kept and seen.
 
         Raises:
-            ApiError: 507 where it could not be stored.
+            ApiError: 507 where it could not be stored, or as `Pool.do`.
             BadRequest, UnknownId: the change makes no sense.
         """
         try:
-            await self.in_thread(getattr(self.recommender.catalogue, name), *args)
+            await self._changes.do(getattr(self.recommender.catalogue, name), *args)
         except NotStored as error:
             raise ApiError(507, "not_stored", str(error)) from error
         # A bundle that takes over at this moment has the change already, but is not yet asked.
@@ -172,19 +159,38 @@ class Service:
             ApiError: 409 while another exchange is under way, 422 for a bundle that cannot be served: the old one
                 goes on.
         """
-        if self._exchange.locked():
+        if self._exchange.locked() or self._reopening:
             raise ApiError(409, "busy", "another bundle is being loaded; try again when it is there")
         async with self._exchange:
-            try:
-                await self._exchange_to(path)
-            except Exception as error:
-                self.metrics.swaps.labels("refused").inc()
-                self.log.event("error", "bundle", path=path, reason=str(error) or repr(error))
-                if isinstance(error, UserError):
-                    raise ApiError(422, "bad_bundle", str(error)) from None
-                raise
-            self.metrics.swaps.labels("done").inc()
-            self.log.event("info", "bundle", path=path)
+            await self._told(path)
+
+    async def reopen(self) -> None:
+        """Serve what lies at the path that the server was started with, once no other exchange is under way.
+
+        Asking again while one waits is asking once: it opens what is there when its turn comes.
+
+        Raises:
+            ApiError: as `exchange`, but for the 409. The log has it too.
+        """
+        if self._reopening:
+            return
+        self._reopening = True
+        async with self._exchange:
+            self._reopening = False
+            await self._told(self.settings.bundle)
+
+    async def _told(self, path: str) -> None:
+        """Exchange, and tell the log and the metrics what came of it."""
+        try:
+            await self._exchange_to(path)
+        except Exception as error:
+            self.metrics.swaps.labels("refused").inc()
+            self.log.event("error", "bundle", path=path, reason=str(error) or repr(error))
+            if isinstance(error, UserError):
+                raise ApiError(422, "bad_bundle", str(error)) from None
+            raise
+        self.metrics.swaps.labels("done").inc()
+        self.log.event("info", "bundle", path=path)
 
     async def _exchange_to(self, path: str) -> None:
         # Whatever happens here, changes and requests go on: with the old bundle to the end, then with the new one.
@@ -198,8 +204,3 @@ class Service:
             self._settled.set()
         # The old bundle is garbage in a cycle, once the last request that began with it has its answer.
         loop.call_later(self.settings.request_timeout, gc.collect)
-
-    def _left_thread(self, future: "asyncio.Future[Any]") -> None:
-        self._in_threads -= 1
-        if not future.cancelled():
-            future.exception()  # an error after a 504 has nobody else who takes it

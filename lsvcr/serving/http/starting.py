@@ -6,7 +6,10 @@ Nothing here loads what answers: where several processes serve, the one above th
 import errno
 import ipaddress
 import os
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,27 @@ NUMBERS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder where processes that serve together keep their numbers; prometheus_client reads it."""
 BACKLOG = 4096
 """Connections that wait for the server to take them."""
+
+
+@contextmanager
+def hangups_wait() -> Iterator[None]:
+    """Have SIGHUP, which would end this process, wait until `hear_hangups`; one that waits at the end is dropped.
+
+    Begin before what starts threads is imported: one with its own mask would take the signal. Those that start within
+    never take it, which leaves it to the main thread.
+    """
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        if signal.SIGHUP in signal.sigpending():
+            signal.sigwait({signal.SIGHUP})
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+
+
+def hear_hangups() -> None:
+    """Let SIGHUP come, also one that waits. Call it in the main thread, once there is a handler."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 def check(settings: ServeSettings) -> None:

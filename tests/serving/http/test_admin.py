@@ -1,6 +1,7 @@
 """The catalogue over HTTP: who may change it, what a change does, and that none is lost."""
 
 import math
+import shutil
 import threading
 import time
 from urllib.parse import quote
@@ -225,6 +226,35 @@ def test_a_disk_that_is_full_refuses_the_change_and_serving_goes_on(start, tmp_p
     assert kept > 0 and server.get(f"/v1/videos/{9000 + kept}").status == 200
     assert server.get(f"/v1/videos/{9001 + kept}").status == 404
     assert server.post("/v1/recommend", {}).status == 200
+
+
+def test_a_state_folder_that_has_gone_refuses_changes_and_serving_goes_on(start, tmp_path):
+    state = tmp_path / "state"
+    first = start("--state", str(state), token=TOKEN)
+    body = {"title": "x", "vector": VECTOR}
+    assert first.call("PUT", VIDEO, body).status == 200
+    shutil.rmtree(state)
+    second = start("--state", str(state), token=TOKEN)
+    for _ in range(2):
+        answer = first.call("PUT", "/v1/admin/videos/9003", body)
+        assert (answer.status, answer.error) == (
+            507,
+            "not_stored",
+        ) and "put the state folder back" in answer.message
+        assert first.get("/v1/videos/9003").status == 404 and first.get("/v1/videos/9001").status == 200
+        assert second.call("PUT", "/v1/admin/videos/9004", body).status == 200
+
+
+def test_a_state_folder_inside_the_bundle_is_refused(refused, start, bundle, tmp_path):
+    inner = shutil.copytree(bundle, tmp_path / "bundle")
+    words = "choose a folder outside"
+    assert words in refused(str(inner), "--port", "0", "--state", str(inner / "state"))
+    assert not (inner / "state").exists()
+    server = start("--state", str(inner / "state"), token=TOKEN)
+    answer = server.post("/v1/admin/bundle", {"path": str(inner)})
+    assert (answer.status, answer.error) == (422, "bad_bundle") and words in answer.message
+    assert server.call("PUT", VIDEO, {"title": "x", "vector": VECTOR}).status == 200
+    assert server.get("/readyz").json["bundle"] == str(bundle)
 
 
 def test_openapi_tells_of_the_token(admin):

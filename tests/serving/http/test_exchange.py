@@ -83,13 +83,14 @@ def test_a_bad_bundle_changes_nothing(start, bundle, tmp_path):
         (broken, "items.npy"),
         (tmp_path / "nothing", "nothing"),
         (bundle / "rec", "manifest"),
+        ("a" * 4000, "File name too long"),
     ):
         answer = server.post(BUNDLE, {"path": str(path)})
         assert (answer.status, answer.error) == (422, "bad_bundle") and words in answer.message
     assert server.post(BUNDLE, {"path": "\0"}).status == 422
     assert server.post(BUNDLE, {}).message.startswith("path: ")
     assert server.post(RECOMMEND, {}).json == before and server.get("/readyz").json["bundle"] == str(bundle)
-    assert server.metric('lsvcr_bundle_swaps_total{result="refused"}') == 4
+    assert server.metric('lsvcr_bundle_swaps_total{result="refused"}') == 5
 
 
 def test_changes_go_over_to_the_next_bundle_and_its_restart(start, other, tmp_path):

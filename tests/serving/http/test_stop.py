@@ -1,16 +1,18 @@
 """How a server starts and ends."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.guards.source import ROOT
-from tests.serving.http.process import receive_all, request_bytes
+from tests.serving.http.process import ServerProcess, receive_all, request_bytes, wait_for
 
 RECOMMEND = "/v1/recommend"
 LONG = json.dumps({"requests": [{"k": 40, "exclude_seen": False}] * 256}).encode()
@@ -69,6 +71,56 @@ def test_sigkill_and_a_start_on_the_same_port(start, bundle, tmp_path):
     finally:
         again.kill()
         again.wait()
+
+
+def hang_up_at(pipe: Path, process: subprocess.Popen) -> None:
+    """Send SIGHUP when the process, which is starting, reads its token from a pipe; then let it have one."""
+    ends: list[int] = []
+
+    def opened() -> bool:
+        assert process.poll() is None
+        try:
+            ends.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:  # nobody reads yet
+            return False
+        return True
+
+    wait_for(opened, 60)
+    process.send_signal(signal.SIGHUP)
+    os.write(ends[0], b"a-token\n")
+    os.close(ends[0])
+
+
+class HungUp(ServerProcess):
+    """Is sent SIGHUP while it starts; its log lies beside the pipe."""
+
+    def _wait_until_ready(self) -> None:
+        hang_up_at(self.log_path.with_name("token"), self.process)
+        super()._wait_until_ready()
+
+
+def test_sighup_while_it_starts_reopens_the_bundle_once_it_is_there(bundle, tmp_path):
+    os.mkfifo(tmp_path / "token")
+    server = HungUp(bundle, "--admin_token_file", str(tmp_path / "token"), log=tmp_path / "log")
+    try:
+        wait_for(lambda: server.events("bundle"))
+        server.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(server.events("bundle")) == 2)
+        assert server.post(RECOMMEND, {}).status == 200
+    finally:
+        assert server.stop() == 0
+    assert [line["level"] for line in server.events("bundle")] == ["info", "info"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), [(["none"], "none"), (["none", "--processes", "2"], "goes without --admin_token_file")]
+)
+def test_sighup_while_it_starts_keeps_no_error_from_being_told(tmp_path, words, told):
+    os.mkfifo(tmp_path / "token")
+    command = [sys.executable, "-m", "lsvcr", "serve", *words, "--port", "0", "--admin_token_file"]
+    process = subprocess.Popen([*command, str(tmp_path / "token")], cwd=ROOT, stderr=subprocess.PIPE)
+    hang_up_at(tmp_path / "token", process)
+    assert told in process.communicate()[1].decode() and process.returncode == 2
 
 
 def test_a_port_in_use_and_a_bad_address_are_told(refused, bundle):
