@@ -38,6 +38,7 @@ from lsvcr.training.hllm_setup import (
     weights_of,
 )
 from lsvcr.training.rank_evaluate import protocols, show, write_test
+from lsvcr.training.rank_setup import metric_name
 from lsvcr.training.rank_state import ROWS_FILE
 from lsvcr.utils.distributed import barrier, is_main, rank, world_size
 from lsvcr.utils.errors import UserError
@@ -129,7 +130,7 @@ class HllmTrainer(EngineLoop):
         for protocol in protocols(settings).values():
             check(protocol, setup.data(Split.TEST))
         self._protocol: Protocol = protocols(settings)[settings.val_protocol]
-        self._metric = settings.metric_for_best_model.lower()
+        self._metric = metric_name(settings)
         if settings.freeze_item_llm and not settings.item_emb_token_n:
             setup.model.eval()
             setup.model.freeze_items()

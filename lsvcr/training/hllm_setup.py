@@ -35,7 +35,7 @@ from lsvcr.training.engine_parts import (
     shape,
     whole_while_used,
 )
-from lsvcr.training.rank_setup import check_dataset, recorded_settings
+from lsvcr.training.rank_setup import check_dataset, metric_name, recorded_settings
 from lsvcr.utils.distributed import rank, world_size
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.precision import compute_dtype
@@ -135,7 +135,7 @@ def check_settings(settings: HllmSettings) -> None:
         raise UserError("nothing to train: give --num_train_epochs or --max_steps above 0")
     if not 0 <= settings.warmup_ratio <= 1:
         raise UserError(f"--warmup_ratio {settings.warmup_ratio}: a share, between 0 and 1")
-    parse_metric(settings.metric_for_best_model)
+    parse_metric(metric_name(settings))
 
 
 def build(settings: HllmSettings, dataset: Dataset, config: Mapping[str, Any] | None = None) -> HllmSetup:
