@@ -23,6 +23,7 @@ from lsvcr.llm.wide import TASTE, WIDE_REC
 from lsvcr.models.sr import SRModel
 from lsvcr.schema import Split, Task
 from lsvcr.settings import AlignSettings
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.training.align_eval import AlignEvaluator
 from lsvcr.training.engine_loop import Plan
 from lsvcr.training.engine_parts import ONE_BATCH, is_cut, loading_in_parts, whole_while_used
@@ -66,12 +67,7 @@ class AlignPlan(Plan):
 
 def check_settings(settings: AlignSettings) -> None:
     """Raise `UserError` for values that no field type can rule out."""
-    positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-                "max_text_length", "logging_steps", "eval_pool", "hidden",
-                "wide_samples", "ddp_timeout")  # fmt: skip
-    for name in positive:
-        if getattr(settings, name) < 1:
-            raise UserError(f"--{name} {getattr(settings, name)}: give 1 or more")
+    check_bounds(settings)
     for name in ("max_phis_len", "max_chis_len"):
         if not 0 <= getattr(settings, name) <= settings.max_position:
             raise UserError(
@@ -80,23 +76,10 @@ def check_settings(settings: AlignSettings) -> None:
             )
     if settings.hidden % settings.heads:
         raise UserError(f"--hidden {settings.hidden} must be a multiple of --heads {settings.heads}")
-    for name in (
-        "contrast_batch",
-        "text_token_budget",
-        "save_total_limit",
-        "wide_titles",
-        "taste_texts",
-        "head_start_epochs",
-        "head_start_taste_steps",
-    ):
-        if getattr(settings, name) < 0:
-            raise UserError(f"--{name} {getattr(settings, name)}: give 0 (none) or more")
     if settings.save_strategy == "steps" and settings.save_steps < 1:
         raise UserError(f"--save_steps {settings.save_steps}: give 1 or more, or --save_strategy no")
     if settings.max_steps <= 0 and settings.num_train_epochs <= 0:
         raise UserError("nothing to train: give --num_train_epochs or --max_steps above 0")
-    if not 0 <= settings.warmup_ratio <= 1:
-        raise UserError(f"--warmup_ratio {settings.warmup_ratio}: a share, between 0 and 1")
 
 
 def make_plan(settings: AlignSettings, samples: int, world: int) -> AlignPlan:
