@@ -94,14 +94,19 @@ def make_plan(settings: AlignSettings, samples: int, world: int) -> AlignPlan:
         samples=samples,
         global_batch=global_batch,
         accumulation=settings.gradient_accumulation_steps,
-        contrast_steps=_contrast_steps(settings, world),
+        contrast_steps=contrast_steps(settings, world),
         steps=steps,
         save_every=save_every,
         eval_every=settings.eval_steps or save_every,
     )
 
 
-def _contrast_steps(settings: AlignSettings, world: int) -> int:
+def contrast_steps(settings: AlignSettings, world: int) -> int:
+    """Micro-steps of `world` processes whose samples are contrasted with one another.
+
+    Raises:
+        UserError: they are no part of an optimiser step, or there is one sample, which has nothing to be told from.
+    """
     joined = settings.per_device_train_batch_size * world
     wanted, whole = settings.contrast_batch or joined, joined * settings.gradient_accumulation_steps
     if wanted % joined or whole % wanted:
@@ -110,6 +115,12 @@ def _contrast_steps(settings: AlignSettings, world: int) -> int:
             f"--per_device_train_batch_size {settings.per_device_train_batch_size}), an optimiser step {whole} "
             f"(x --gradient_accumulation_steps {settings.gradient_accumulation_steps}); give a multiple of the one "
             "that divides the other"
+        )
+    if wanted == 1 and (settings.rec_loss_weight or settings.contrast_loss_weight):
+        raise UserError(
+            "a micro-step of one sample has nothing to contrast it with, so that stage one would not learn to "
+            "recommend: give --per_device_train_batch_size 2, or with --gradient_accumulation_steps 2 or more "
+            "--contrast_batch 2 or more"
         )
     return wanted // joined
 

@@ -32,6 +32,7 @@ from lsvcr.training.hllm_setup import (
     CutScorer,
     HllmSetup,
     build,
+    check_negatives,
     check_settings,
     load_weights,
     parameter_groups,
@@ -79,6 +80,7 @@ def hllm(settings: HllmSettings) -> dict[str, Any]:
     check_settings(settings)
     config = read_config(settings.deepspeed, bf16=bf16)
     with process_group(settings.ddp_timeout) as device:
+        check_negatives(settings, world_size())
         setup = build(settings, open_dataset(settings.data_path), config)
         groups = parameter_groups(setup.model, settings)
         engine = open_engine(setup.model, groups, config, setup.model.heads, settings)

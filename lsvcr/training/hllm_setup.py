@@ -123,6 +123,15 @@ def check_settings(settings: HllmSettings) -> None:
     parse_metric(metric_name(settings))
 
 
+def check_negatives(settings: HllmSettings, world: int) -> None:
+    """Raise `UserError` where the targets of a micro-step of `world` processes have no negatives: those of one user."""
+    if settings.per_device_train_batch_size * world == 1 and not settings.neg_video_num:
+        raise UserError(
+            "a micro-step of one user has no negatives, so that nothing would be learned: give "
+            "--per_device_train_batch_size 2 or more, or --neg_video_num, such as 512"
+        )
+
+
 def build(settings: HllmSettings, dataset: Dataset, config: Mapping[str, Any] | None = None) -> HllmSetup:
     """Load both LLMs and build the model; the same on every process.
 

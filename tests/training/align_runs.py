@@ -330,6 +330,7 @@ def single_process_runs(folder: Path, data: str) -> dict[str, Any]:
     found["wide_below_zero"] = refused(taste_texts=-1)
     found["wide_without_vectors"] = refused(wide_titles=4, resume=False)
     found["uneven_contrast"] = refused(contrast_batch=6, gradient_accumulation_steps=2)
+    found["one_to_contrast"] = refused(per_device_train_batch_size=1, model_name_or_path="nowhere")
     found["too_long_histories"] = refused(max_phis_len=60)
 
     # Accumulation: two micro-batches of 2 are one of 4, for the LM loss, which has no in-batch negatives.

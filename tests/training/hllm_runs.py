@@ -171,6 +171,7 @@ def single_process_runs(folder: Path, data: str) -> dict[str, Any]:
     found["other_negatives"] = refused(
         "straight", per_device_train_batch_size=2, gradient_accumulation_steps=2
     )
+    found["one_user"] = refused("none", per_device_train_batch_size=1, model_name_or_path="nowhere")
     found["no_column"] = refused("none", item_fields="title,genre")
     # Learns, in full, with learned tokens; ends when its figure gets no better.
     hllm(

@@ -182,6 +182,7 @@ def test_wrong_settings_are_told_before_anything_is_loaded(one: Runs) -> None:
     assert "config/nowhere.json: no such file" in one[1][0]["missing_config"]
     assert "--taste_texts -1: give 0 (none) or more" in one[1][0]["wide_below_zero"]
     assert "lsvcr embed --checkpoint none" in one[1][0]["wide_without_vectors"]
+    assert "micro-step of one sample has nothing to contrast it with" in one[1][0]["one_to_contrast"]
     assert "--max_phis_len 60 needs --max_position 60" in one[1][0]["too_long_histories"]
 
 
