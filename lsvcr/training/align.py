@@ -73,7 +73,7 @@ def align(settings: AlignSettings) -> Path:
         dataset = open_dataset(settings.data_path)
         parts = build(settings, dataset, config)
         if not settings.dry_run and not _is_interrupted(settings):
-            head_start(parts.model.heads.to(device), dataset, settings)
+            head_start(parts.model.heads.to(device), dataset, settings, parts.untuned)
         groups = parameter_groups(parts.model, settings)
         engine = open_engine(parts.model, groups, config, parts.model.heads, settings)
         trainer = AlignTrainer(settings, dataset, parts, engine, device)

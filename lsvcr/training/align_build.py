@@ -15,13 +15,13 @@ from lsvcr.data.store import Dataset
 from lsvcr.data.text_bank import TextBank, comment_code, video_code
 from lsvcr.llm.aligned import AlignedHeads, AlignedModel
 from lsvcr.llm.encoder import encode, tokenize
-from lsvcr.llm.families import backbone, fingerprint
+from lsvcr.llm.families import backbone, fingerprint, n_layers, unwrap
 from lsvcr.llm.loading import fetch_llm, hidden_size, load_llm
 from lsvcr.llm.lora import add_lora
 from lsvcr.llm.recompute import enable_checkpointing
 from lsvcr.llm.wide import TASTE, WIDE_REC
 from lsvcr.models.sr import SRModel
-from lsvcr.schema import Split, Task
+from lsvcr.schema import LLM_FINGERPRINT, Split, Task
 from lsvcr.settings import AlignSettings
 from lsvcr.settings.bounds import check_bounds
 from lsvcr.training.align_eval import AlignEvaluator
@@ -54,6 +54,13 @@ class AlignParts:
     """Fingerprint of the base model."""
     evaluator: AlignEvaluator | None
     """None where the dataset has no validation samples of the chosen tasks."""
+
+    @property
+    def untuned(self) -> dict[str, Any]:
+        """What `embeddings.json` says of vectors by the base model."""
+        llm = self.model.llm
+        layers = n_layers(unwrap(llm).config)
+        return {LLM_FINGERPRINT: self.llm, "llm_layers": layers, "width": hidden_size(llm)}
 
 
 @dataclass(frozen=True)
