@@ -85,6 +85,8 @@ choose_settings() {
     if [ "$BASE_MODEL_PATH" = tiny-random ]; then STAGE_ONE+=(--llm_layers 0); fi
     # Letters (tiny-random) and Chinese in an English vocabulary take more tokens than the English words of the settings.
     if [ "$BASE_MODEL_PATH" = tiny-random ] || [ "$LANGUAGE" = zh ]; then STAGE_ONE+=(--max_source_length 512); fi
+    # Its one sample a process is contrasted with those of other processes: a single GPU has none.
+    if [ "$(count_gpus)" = 1 ]; then STAGE_ONE+=(--per_device_train_batch_size 2); fi
     if [ "$PRESET" = tiny ]; then
         STAGE_ONE+=(--max_steps 6 --save_steps 3 --eval_pool 16)
         STAGE_TWO+=(--num_train_epochs 3)

@@ -16,6 +16,7 @@ from lsvcr.data.draws import drawn_rows
 from lsvcr.data.rank import RankData
 from lsvcr.data.store import Dataset
 from lsvcr.schema import PAD, Split, Task
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_file
 from lsvcr.utils.logging import get_logger
@@ -172,8 +173,9 @@ def write_alpaca(dataset: Dataset, settings: AlpacaSettings) -> int:
         How many.
 
     Raises:
-        UserError: no record, or a place that cannot be written to.
+        UserError: settings out of range, no record, or a place that cannot be written to.
     """
+    check_bounds(settings)
     source, split = RecordSource(dataset, settings), Split(settings.split)
     rows = source.rows(split, settings.max_train_samples if split is Split.TRAIN else 0)
     if not len(rows):

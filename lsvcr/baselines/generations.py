@@ -27,6 +27,7 @@ from lsvcr.llm.families import fingerprint
 from lsvcr.llm.loading import load_llm
 from lsvcr.llm.lora import WEIGHTS_FILE, load_adapter
 from lsvcr.schema import ADAPTER_DIR, LLM_FINGERPRINT, MANIFEST_FILE, Split, Task
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.identity import differences
 from lsvcr.utils.io import atomic_file, read_json, sha256_file, write_json
@@ -250,13 +251,12 @@ def _sorted(split: Split, entries: list[tuple[int, list[str], list[float]]], fil
 
 
 def _check(settings: GenerateSettings) -> None:
-    for flag in ("num_beams", "num_return_sequences", "per_device_eval_batch_size"):
+    check_bounds(settings)
+    for flag in ("num_beams", "num_return_sequences"):
         if getattr(settings, flag) < 1:
             raise UserError(f"--{flag} {getattr(settings, flag)} must be at least 1")
     if settings.max_new_tokens < 2:
         raise UserError(f"--max_new_tokens {settings.max_new_tokens}: an answer needs a token and its end")
-    if settings.max_rows < 0:
-        raise UserError(f"--max_rows {settings.max_rows} must be 0 (all) or more")
     if settings.num_return_sequences > settings.num_beams:
         raise UserError(
             f"--num_return_sequences {settings.num_return_sequences} is more than --num_beams {settings.num_beams}"

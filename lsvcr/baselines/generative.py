@@ -22,6 +22,7 @@ from lsvcr.llm.families import backbone, fingerprint, output_head
 from lsvcr.llm.loading import load_llm
 from lsvcr.llm.lora import add_lora
 from lsvcr.schema import Split
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.lock import run_lock
 from lsvcr.utils.logging import MetricsWriter, get_logger, progress
@@ -243,11 +244,6 @@ def _examples(
 
 def check_settings(settings: TuneSettings) -> None:
     """Raise a UserError that names the flag with a value that cannot work."""
-    for flag in ("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "patience"):
-        if getattr(settings, flag) <= 0:
-            raise UserError(f"--{flag} {getattr(settings, flag)} must be above 0")
-    for flag in ("num_train_epochs", "max_train_samples", "max_val_samples", "max_grad_norm"):
-        if getattr(settings, flag) < 0:
-            raise UserError(f"--{flag} {getattr(settings, flag)} must be 0 or more")
-    if not 0 <= settings.warmup_ratio <= 1:
-        raise UserError(f"--warmup_ratio {settings.warmup_ratio} must be between 0 and 1")
+    check_bounds(settings)
+    if settings.num_train_epochs < 0:
+        raise UserError(f"--num_train_epochs {settings.num_train_epochs} must be 0 or more")

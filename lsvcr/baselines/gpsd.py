@@ -18,7 +18,6 @@ from lsvcr.models.base import TrainedModel
 from lsvcr.nn.attention import initialise
 from lsvcr.nn.decoder import Packing
 from lsvcr.schema import PAD
-from lsvcr.utils.errors import UserError
 
 
 class GPSD(TrainedModel):
@@ -95,8 +94,6 @@ def build(settings: GpsdSettings, dataset: Dataset) -> GPSD:
         UserError: settings that are out of range, or a feature that the dataset does not have.
     """
     check_body(settings)
-    if settings.feature_loss_weight < 0:
-        raise UserError(f"--feature_loss_weight {settings.feature_loss_weight} must be 0 or more")
     return GPSD(*build_parts(settings, dataset), feature_weight=settings.feature_loss_weight)
 
 

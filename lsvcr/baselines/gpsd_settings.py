@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lsvcr.settings import BaselineSettings, EpochSettings, check_epochs, option
+from lsvcr.settings import BaselineSettings, EpochSettings, option
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.utils.errors import UserError
 
 
@@ -78,27 +79,15 @@ class ClickSettings(BodySettings, EpochSettings):
 
 def check_clicks(settings: ClickSettings) -> None:
     """Raise a UserError where settings of `lsvcr clicks` are out of range or do not go together."""
+    check_bounds(settings, "num_train_epochs")
     check_body(settings)
-    check_epochs(settings)
-    for flag in ("max_his", "negatives"):
-        if getattr(settings, flag) <= 0:
-            raise UserError(f"--{flag} {getattr(settings, flag)} must be above 0")
-    if settings.sample_seed < 0:
-        raise UserError(f"--sample_seed {settings.sample_seed} must be 0 or more")
 
 
 def check_body(settings: BodySettings) -> None:
     """Raise a UserError where the shape is out of range or does not go together."""
-    for flag in ("hidden", "layers", "heads"):
-        if getattr(settings, flag) <= 0:
-            raise UserError(f"--{flag} {getattr(settings, flag)} must be above 0")
-    if settings.inner < 0:
-        raise UserError(f"--inner {settings.inner} must be above 0, or 0 for 8/3 of --hidden")
+    check_bounds(settings)
     if settings.hidden % (2 * settings.heads):
         raise UserError(
             f"--hidden {settings.hidden} must be a multiple of twice --heads {settings.heads}: rotary positions turn "
             "the numbers of a head in pairs"
         )
-    for flag in ("dropout", "attention_dropout"):
-        if not 0 <= getattr(settings, flag) < 1:
-            raise UserError(f"--{flag} {getattr(settings, flag)} must be at least 0 and below 1")

@@ -291,9 +291,6 @@ def check(settings: HllmLightSettings, dataset: Dataset) -> None:
     check_shape(settings)
     if not 1 / LARGEST_SCALE <= settings.temperature <= 1:
         raise UserError(f"--temperature {settings.temperature} must be from {1 / LARGEST_SCALE:g} to 1")
-    for flag in ("time_bucket_count", "directions"):
-        if getattr(settings, flag) <= 0:
-            raise UserError(f"--{flag} {getattr(settings, flag)} must be above 0")
     time_scale(settings, dataset)
 
 

@@ -148,10 +148,6 @@ def build(settings: SasrecSettings, dataset: Dataset) -> SASRec:
 def check(settings: SasrecSettings, dataset: Dataset) -> None:
     """Raise a UserError where settings are out of range or do not go together."""
     check_shape(settings)
-    if settings.temperature <= 0:
-        raise UserError(f"--temperature {settings.temperature} must be above 0")
-    if not 0 <= settings.gbce_t <= 1:
-        raise UserError(f"--gbce_t {settings.gbce_t} must be between 0 and 1")
     if settings.loss != "softmax" and not settings.neg_video_num:
         raise UserError(
             f"--loss {settings.loss} learns from sampled negatives: give --neg_video_num, such as "

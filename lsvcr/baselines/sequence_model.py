@@ -12,6 +12,7 @@ from lsvcr.nn.dropout import Dropout
 from lsvcr.nn.transformer import Activation, Block, NormPlace
 from lsvcr.schema import PAD
 from lsvcr.settings import BaselineSettings, option
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.utils.errors import UserError
 
 Positions = Literal["end", "start", "none"]
@@ -44,14 +45,9 @@ class TransformerSettings(BaselineSettings):
 
 def check_shape(settings: TransformerSettings) -> None:
     """Raise a UserError where the shape is out of range or does not go together."""
-    for flag in ("hidden", "layers", "heads", "inner"):
-        if getattr(settings, flag) <= 0:
-            raise UserError(f"--{flag} {getattr(settings, flag)} must be above 0")
+    check_bounds(settings)
     if settings.hidden % settings.heads:
         raise UserError(f"--hidden {settings.hidden} must be a multiple of --heads {settings.heads}")
-    for flag in ("dropout", "attention_dropout"):
-        if not 0 <= getattr(settings, flag) < 1:
-            raise UserError(f"--{flag} {getattr(settings, flag)} must be at least 0 and below 1")
 
 
 class TransformerBody(TrainedModel):

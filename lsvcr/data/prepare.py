@@ -23,6 +23,7 @@ from lsvcr.data.sources.official import read as read_official
 from lsvcr.data.sources.spill import Spill
 from lsvcr.data.store import DATASET_KIND, is_dataset
 from lsvcr.settings import PrepareSettings
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_dir, sha256_file, sha256_text, write_json
 from lsvcr.utils.logging import get_logger
@@ -76,7 +77,8 @@ def _check(settings: PrepareSettings) -> Path:
         raise UserError("--val_share and --test_share must be above 0 and together below 1")
     if settings.candidates < 2:
         raise UserError("--candidates must be at least 2: a positive and a negative")
-    for name in ("user_core", "video_core", "min_history", "seed"):
+    check_bounds(settings)
+    for name in ("user_core", "video_core", "min_history"):
         if getattr(settings, name) < 0:
             raise UserError(f"--{name} must not be negative")
     return out

@@ -32,6 +32,7 @@ from lsvcr.experiments.ground_page import ground_page, ground_svg
 from lsvcr.experiments.runs import collaborative_scores
 from lsvcr.llm.lora import WEIGHTS_FILE
 from lsvcr.schema import ADAPTER_DIR, LLM_FINGERPRINT, METRICS_FILE, Split, Task
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.training.rank_state import ROWS_FILE
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_dir, sha256_file, write_json
@@ -57,6 +58,7 @@ def ground(settings: GroundSettings) -> dict[str, Any]:
     Raises:
         UserError: no finished generations, generations of another run, other data, or a run that gives no scores.
     """
+    check_bounds(settings)
     if settings.rrf_k < 0:
         raise UserError(f"--rrf_k {settings.rrf_k} must be 0 or more")
     checkpoint, manifest = read_run(settings.run)

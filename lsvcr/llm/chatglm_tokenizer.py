@@ -7,7 +7,6 @@ and merges have one fixed order.
 
 import json
 import shutil
-from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from lsvcr.llm.quiet import quiet
 from lsvcr.utils.errors import UserError
 
 VOCABULARY = "tokenizer.model"
-ROLES = ("system", "user", "assistant", "observation")
+
+_ROLES = ("system", "user", "assistant", "observation")
 """Who speaks in a chat; each has the special token `<|role|>` (ChatGLM3)."""
 
-_SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", *(f"<|{role}|>" for role in ROLES))
+_SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", *(f"<|{role}|>" for role in _ROLES))
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
@@ -93,21 +93,6 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             return super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens=True)
         mask = [1, 1, *[0] * len(token_ids_0)]
         return mask if token_ids_1 is None else [*mask, *[0] * len(token_ids_1), 1]
-
-    def chat_ids(self, turns: Sequence[tuple[str, str]]) -> list[int]:
-        """Ids of a chat (ChatGLM3) up to where the assistant is to answer.
-
-        Every part is encoded on its own, with a leading space of its own: the joined string has other ids.
-
-        Args:
-            turns: (role, text), the earliest first; roles are those of `ROLES`.
-        """
-        ids = self.build_inputs_with_special_tokens([])
-        for role, text in turns:
-            if role not in ROLES:
-                raise UserError(f"{role!r} cannot speak in a chat: the roles are {', '.join(ROLES)}")
-            ids += [self._ids[f"<|{role}|>"], *self._pieces.encode("\n"), *self._pieces.encode(text)]
-        return [*ids, self._ids["<|assistant|>"]]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Text of pieces; special tokens stand in it by their names."""

@@ -21,7 +21,6 @@ from lsvcr.settings.others import (
     CompleteSettings,
     EpochSettings,
     FittedSettings,
-    check_epochs,
 )
 from lsvcr.settings.stages import AlignSettings, ConvertSettings, EmbedSettings, RankSettings, SRSettings
 
@@ -49,6 +48,5 @@ __all__ = [
     "ServeSettings",
     "SimulateSettings",
     "TableSettings",
-    "check_epochs",
     "option",
 ]

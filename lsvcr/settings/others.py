@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lsvcr.settings.fields import option
-from lsvcr.settings.stages import RankSettings
-from lsvcr.utils.errors import UserError
 
 
 @dataclass
@@ -41,23 +39,6 @@ class EpochSettings:
     eval_steps: int = option(1, "epochs between validations when evaluation_strategy is steps")
     resume: bool = option(True, "continue an interrupted run found in output_dir")
     report_to: Literal["tensorboard", "none"] = option("tensorboard", "where curves go")
-
-
-def check_epochs(settings: EpochSettings | RankSettings) -> None:
-    """Raise a UserError that names the flag of a training in epochs with a value that cannot work."""
-    for flag in (
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-        "num_train_epochs",
-        "eval_steps",
-        "learning_rate",
-        "patience",
-    ):
-        if not getattr(settings, flag) > 0:
-            raise UserError(f"--{flag} {getattr(settings, flag)} must be above 0")
-    if not 0 <= settings.warmup_ratio <= 1:
-        raise UserError(f"--warmup_ratio {settings.warmup_ratio} must be between 0 and 1")
 
 
 @dataclass

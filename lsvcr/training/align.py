@@ -24,7 +24,14 @@ from lsvcr.models.sr import Positions
 from lsvcr.schema import BEST_DIR, FORMAT_VERSION, LAST_DIR, LLM_FINGERPRINT
 from lsvcr.settings import AlignSettings
 from lsvcr.training import rehearsal
-from lsvcr.training.align_build import AlignParts, build, check_settings, make_plan, parameter_groups
+from lsvcr.training.align_build import (
+    AlignParts,
+    build,
+    check_settings,
+    contrast_steps,
+    make_plan,
+    parameter_groups,
+)
 from lsvcr.training.align_eval import SELECTION
 from lsvcr.training.align_keep import checkpoint_bytes, interrupted, warn_if_tight
 from lsvcr.training.align_state import FREE_SETTINGS, KIND, trainable, versions, write_checkpoint
@@ -62,10 +69,11 @@ def align(settings: AlignSettings) -> Path:
     check_settings(settings)
     config = read_config(settings.deepspeed, bf16=bf16)
     with process_group(settings.ddp_timeout) as device:
+        contrast_steps(settings, world_size())  # said before the LLM is read
         dataset = open_dataset(settings.data_path)
         parts = build(settings, dataset, config)
         if not settings.dry_run and not _is_interrupted(settings):
-            head_start(parts.model.heads.to(device), dataset, settings)
+            head_start(parts.model.heads.to(device), dataset, settings, parts.untuned)
         groups = parameter_groups(parts.model, settings)
         engine = open_engine(parts.model, groups, config, parts.model.heads, settings)
         trainer = AlignTrainer(settings, dataset, parts, engine, device)

@@ -15,14 +15,15 @@ from lsvcr.data.store import Dataset
 from lsvcr.data.text_bank import TextBank, comment_code, video_code
 from lsvcr.llm.aligned import AlignedHeads, AlignedModel
 from lsvcr.llm.encoder import encode, tokenize
-from lsvcr.llm.families import backbone, fingerprint
+from lsvcr.llm.families import backbone, fingerprint, n_layers, unwrap
 from lsvcr.llm.loading import fetch_llm, hidden_size, load_llm
 from lsvcr.llm.lora import add_lora
 from lsvcr.llm.recompute import enable_checkpointing
 from lsvcr.llm.wide import TASTE, WIDE_REC
 from lsvcr.models.sr import SRModel
-from lsvcr.schema import Split, Task
+from lsvcr.schema import LLM_FINGERPRINT, Split, Task
 from lsvcr.settings import AlignSettings
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.training.align_eval import AlignEvaluator
 from lsvcr.training.engine_loop import Plan
 from lsvcr.training.engine_parts import ONE_BATCH, is_cut, loading_in_parts, whole_while_used
@@ -54,6 +55,13 @@ class AlignParts:
     evaluator: AlignEvaluator | None
     """None where the dataset has no validation samples of the chosen tasks."""
 
+    @property
+    def untuned(self) -> dict[str, Any]:
+        """What `embeddings.json` says of vectors by the base model."""
+        llm = self.model.llm
+        layers = n_layers(unwrap(llm).config)
+        return {LLM_FINGERPRINT: self.llm, "llm_layers": layers, "width": hidden_size(llm)}
+
 
 @dataclass(frozen=True)
 class AlignPlan(Plan):
@@ -66,12 +74,7 @@ class AlignPlan(Plan):
 
 def check_settings(settings: AlignSettings) -> None:
     """Raise `UserError` for values that no field type can rule out."""
-    positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-                "max_text_length", "logging_steps", "eval_pool", "hidden",
-                "wide_samples", "ddp_timeout")  # fmt: skip
-    for name in positive:
-        if getattr(settings, name) < 1:
-            raise UserError(f"--{name} {getattr(settings, name)}: give 1 or more")
+    check_bounds(settings)
     for name in ("max_phis_len", "max_chis_len"):
         if not 0 <= getattr(settings, name) <= settings.max_position:
             raise UserError(
@@ -80,23 +83,10 @@ def check_settings(settings: AlignSettings) -> None:
             )
     if settings.hidden % settings.heads:
         raise UserError(f"--hidden {settings.hidden} must be a multiple of --heads {settings.heads}")
-    for name in (
-        "contrast_batch",
-        "text_token_budget",
-        "save_total_limit",
-        "wide_titles",
-        "taste_texts",
-        "head_start_epochs",
-        "head_start_taste_steps",
-    ):
-        if getattr(settings, name) < 0:
-            raise UserError(f"--{name} {getattr(settings, name)}: give 0 (none) or more")
     if settings.save_strategy == "steps" and settings.save_steps < 1:
         raise UserError(f"--save_steps {settings.save_steps}: give 1 or more, or --save_strategy no")
     if settings.max_steps <= 0 and settings.num_train_epochs <= 0:
         raise UserError("nothing to train: give --num_train_epochs or --max_steps above 0")
-    if not 0 <= settings.warmup_ratio <= 1:
-        raise UserError(f"--warmup_ratio {settings.warmup_ratio}: a share, between 0 and 1")
 
 
 def make_plan(settings: AlignSettings, samples: int, world: int) -> AlignPlan:
@@ -111,14 +101,19 @@ def make_plan(settings: AlignSettings, samples: int, world: int) -> AlignPlan:
         samples=samples,
         global_batch=global_batch,
         accumulation=settings.gradient_accumulation_steps,
-        contrast_steps=_contrast_steps(settings, world),
+        contrast_steps=contrast_steps(settings, world),
         steps=steps,
         save_every=save_every,
         eval_every=settings.eval_steps or save_every,
     )
 
 
-def _contrast_steps(settings: AlignSettings, world: int) -> int:
+def contrast_steps(settings: AlignSettings, world: int) -> int:
+    """Micro-steps of `world` processes whose samples are contrasted with one another.
+
+    Raises:
+        UserError: they are no part of an optimiser step, or there is one sample, which has nothing to be told from.
+    """
     joined = settings.per_device_train_batch_size * world
     wanted, whole = settings.contrast_batch or joined, joined * settings.gradient_accumulation_steps
     if wanted % joined or whole % wanted:
@@ -127,6 +122,12 @@ def _contrast_steps(settings: AlignSettings, world: int) -> int:
             f"--per_device_train_batch_size {settings.per_device_train_batch_size}), an optimiser step {whole} "
             f"(x --gradient_accumulation_steps {settings.gradient_accumulation_steps}); give a multiple of the one "
             "that divides the other"
+        )
+    if wanted == 1 and (settings.rec_loss_weight or settings.contrast_loss_weight):
+        raise UserError(
+            "a micro-step of one sample has nothing to contrast it with, so that stage one would not learn to "
+            "recommend: give --per_device_train_batch_size 2, or with --gradient_accumulation_steps 2 or more "
+            "--contrast_batch 2 or more"
         )
     return wanted // joined
 

@@ -45,12 +45,12 @@ FREE_SETTINGS = frozenset(
     (
         "output_dir", "data_path", "resume", "logging_steps", "report_to", "dataloader_num_workers", "save_strategy",
         "save_steps", "eval_steps", "per_device_eval_batch_size", "per_device_train_batch_size",
-        "gradient_accumulation_steps", "gradient_checkpointing", "recompute", "text_token_budget", "deepspeed",
-        "load_best_model_at_end", "save_total_limit", "ddp_timeout", "dry_run",
+        "gradient_accumulation_steps", "contrast_batch", "gradient_checkpointing", "recompute", "text_token_budget",
+        "deepspeed", "load_best_model_at_end", "save_total_limit", "ddp_timeout", "dry_run",
     )
 )  # fmt: skip
-"""Settings that a continued run may change: they do not change what is learned from which samples. The product of
-batch, accumulation and processes is compared instead of its factors, the data by their hash."""
+"""Settings that a continued run may change: they do not change what is learned from which samples. Of batch,
+accumulation, processes and contrast_batch it is compared what `cut_of` makes of them, the data by their hash."""
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -195,8 +195,25 @@ def read_trainer(last: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from None
 
 
+def cut_of(settings: Mapping[str, Any], processes: int) -> dict[str, int]:
+    """What must stay the same where a step is cut into other processes and micro-steps, by its name in messages.
+
+    Samples are contrasted within a micro-step of all processes, or over as many as `contrast_batch` says; each
+    micro-step has wide batches of its own.
+    """
+    joined = settings["per_device_train_batch_size"] * processes
+    micro_steps = settings["gradient_accumulation_steps"]
+    found = {"samples of an optimiser step (batch x accumulation x processes)": joined * micro_steps}
+    if settings.get("rec_loss_weight") or settings.get("contrast_loss_weight"):
+        contrasted = settings["contrast_batch"] or joined
+        found["samples contrasted with one another (--contrast_batch, else batch x processes)"] = contrasted
+    if settings.get("wide_titles") or settings.get("taste_texts"):
+        found["micro-steps of an optimiser step, each with wide batches (accumulation)"] = micro_steps
+    return found
+
+
 def check_same_run(
-    last: Path, settings: Any, free: Collection[str], kind: str, data_hash: str, global_batch: int
+    last: Path, settings: Any, free: Collection[str], kind: str, data_hash: str, processes: int
 ) -> None:
     """Refuse to continue from the checkpoint `last` of a run that was started with other settings or on other data.
 
@@ -206,7 +223,7 @@ def check_same_run(
         free: its fields that may change.
         kind: of the run's checkpoints.
         data_hash: of the dataset.
-        global_batch: samples of an optimiser step.
+        processes: that train.
 
     Raises:
         UserError: names every difference and the ways out.
@@ -221,11 +238,12 @@ def check_same_run(
         for name, value in asdict(settings).items()
         if name not in free and before.get(name) != value
     ]
-    if manifest["global_batch"] != global_batch:
-        differences.append(
-            f"samples of an optimiser step (batch x accumulation x processes) were {manifest['global_batch']}, "
-            f"are {global_batch}"
-        )
+    was = cut_of(before, manifest["processes"])
+    differences += [
+        f"{name} were {was[name]}, are {number}"
+        for name, number in cut_of(asdict(settings), processes).items()
+        if was.get(name, number) != number
+    ]
     if manifest["data_hash"] != data_hash:
         differences.append("the prepared dataset has changed")
     if differences:

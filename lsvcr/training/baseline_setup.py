@@ -15,7 +15,8 @@ from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.evaluation.metrics import parse_metric
 from lsvcr.models import checkpoint
 from lsvcr.schema import BASELINE, Split, Task
-from lsvcr.settings import BaselineSettings, FittedSettings, check_epochs
+from lsvcr.settings import BaselineSettings, FittedSettings
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.training.rank_setup import check_dataset, metric_name, recorded_settings, versions
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.seeding import seed_everything
@@ -122,16 +123,9 @@ def check_settings(settings: FittedSettings) -> None:
     Raises:
         UserError: naming the flag.
     """
-    for flag in ("per_device_eval_batch_size", "max_his"):
-        if getattr(settings, flag) <= 0:
-            raise UserError(f"--{flag} {getattr(settings, flag)} must be above 0")
+    check_bounds(settings, "num_train_epochs")
     if isinstance(settings, BaselineSettings):
-        check_epochs(settings)
         parse_metric(metric_name(settings))
-        if settings.neg_video_num < 0:
-            raise UserError(
-                f"--neg_video_num {settings.neg_video_num} must be 0 (the whole catalogue) or more"
-            )
 
 
 def restore(

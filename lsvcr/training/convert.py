@@ -21,6 +21,7 @@ from lsvcr.models.official import OfficialCheckpoint, native_lora, official_file
 from lsvcr.models.sr import SRModel
 from lsvcr.schema import ADAPTER_DIR, BEST_DIR, MANIFEST_FILE, SR_WEIGHTS_FILE
 from lsvcr.settings import AlignSettings, ConvertSettings
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.training.embedder import STAGE_ONE_KIND
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_dir, read_json, sha256_file, write_json
@@ -39,8 +40,10 @@ def convert(settings: ConvertSettings) -> Path:
         The folder.
 
     Raises:
-        UserError: no checkpoint, a tensor without a place or a place without a tensor, or another LLM.
+        UserError: settings out of range, no checkpoint, a tensor without a place or a place without a tensor, or
+            another LLM.
     """
+    check_bounds(settings)
     out = Path(settings.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is there already: give a new or empty folder")

@@ -24,6 +24,7 @@ from lsvcr.data.text_slices import TextSlices
 from lsvcr.data.vectors import described, first_not_finite
 from lsvcr.llm.encoder import Pooling, token_budget_batches
 from lsvcr.settings import EmbedSettings
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.training.embed_earlier import Earlier, differences, earlier_rows, open_earlier
 from lsvcr.training.embed_merge import Merger
 from lsvcr.training.embed_parts import Parts
@@ -80,6 +81,7 @@ def embed(settings: EmbedSettings) -> Path:
         UserError: dataset, checkpoint, LLM or earlier export cannot be used, a vector is not finite, or the disk
             is full; the files of an earlier run are as they were then.
     """
+    check_bounds(settings)
     if settings.earlier_dir and not settings.only_new:
         raise UserError(
             "--earlier_dir names the earlier export of --only_new: add --only_new, or leave it out"

@@ -188,6 +188,7 @@ def _embedder(
         "kind": "untuned" if head is None else "tuned",
         "width": hidden_size(model) if head is None else head.outer.out_features,
         "llm": unwrap(model).name_or_path,
+        LLM_FINGERPRINT: fingerprint(model),
         "llm_layers": n_layers(unwrap(model).config),
         "weights": _weights_digest({"llm": backbone(model), "head": head}),
         "parent": parent,

@@ -22,7 +22,7 @@ from lsvcr.training.align_window import Window
 from lsvcr.training.engine import start_engine
 from lsvcr.training.engine_parts import keep_whole, whole
 from lsvcr.training.schedule import Kind, learning_rate_factor
-from lsvcr.utils.distributed import barrier, broadcast_object, from_main, is_main
+from lsvcr.utils.distributed import barrier, broadcast_object, from_main, is_main, world_size
 from lsvcr.utils.lock import run_lock
 from lsvcr.utils.logging import MetricsWriter, duration, get_logger, progress
 
@@ -262,8 +262,7 @@ class EngineLoop(ABC):
             barrier()
             return 0
         last = from_main(lambda: newest_good(self._run))
-        about = (self._loop, self.free, self.kind, self._data_hash, self._cut.global_batch)
-        check_same_run(last, *about)
+        check_same_run(last, self._loop, self.free, self.kind, self._data_hash, world_size())
         state, standing = read_trainer(last)
         if is_main() and last.name == LAST_DIR:
             keep_step(self._run, self._loop.save_total_limit)

@@ -6,7 +6,8 @@ goes where only the LLM can help. First the head learns what texts that the same
 contrast), then SR model and head learn from the training samples of both tasks. Text alone: no ids.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,7 +45,9 @@ _ROWS = 1 << 14
 logger = get_logger(__name__)
 
 
-def head_start(heads: AlignedHeads, dataset: Dataset, settings: AlignSettings) -> None:
+def head_start(
+    heads: AlignedHeads, dataset: Dataset, settings: AlignSettings, llm: Mapping[str, Any]
+) -> None:
     """Train `heads.sr` and `heads.head` in place, the same on every process.
 
     First `settings.head_start_taste_steps` of the taste contrast, which touch head and adapter alone; then
@@ -55,13 +58,14 @@ def head_start(heads: AlignedHeads, dataset: Dataset, settings: AlignSettings) -
         heads: float32, on the CPU or a GPU, with the same weights on every process.
         dataset: its folder (or `settings.head_start_vectors`) holds the untuned LLM's `*_full_embs.npy`.
         settings: of stage one.
+        llm: whose vectors they must be, see `untuned_states`.
 
     Raises:
         UserError: the vectors are missing or come from another LLM, dataset or number of layers; too few likes.
     """
     if not settings.head_start_taste_steps and not settings.head_start_epochs:
         return
-    tables = untuned_states(dataset, settings)
+    tables = untuned_states(dataset, settings, llm)
     heads.train()
     if settings.head_start_taste_steps:
         _learn_taste(heads, dataset, settings, tables)

@@ -32,12 +32,14 @@ from lsvcr.training.hllm_setup import (
     CutScorer,
     HllmSetup,
     build,
+    check_negatives,
     check_settings,
     load_weights,
     parameter_groups,
     weights_of,
 )
 from lsvcr.training.rank_evaluate import protocols, show, write_test
+from lsvcr.training.rank_setup import metric_name
 from lsvcr.training.rank_state import ROWS_FILE
 from lsvcr.utils.distributed import barrier, is_main, rank, world_size
 from lsvcr.utils.errors import UserError
@@ -78,6 +80,7 @@ def hllm(settings: HllmSettings) -> dict[str, Any]:
     check_settings(settings)
     config = read_config(settings.deepspeed, bf16=bf16)
     with process_group(settings.ddp_timeout) as device:
+        check_negatives(settings, world_size())
         setup = build(settings, open_dataset(settings.data_path), config)
         groups = parameter_groups(setup.model, settings)
         engine = open_engine(setup.model, groups, config, setup.model.heads, settings)
@@ -129,7 +132,7 @@ class HllmTrainer(EngineLoop):
         for protocol in protocols(settings).values():
             check(protocol, setup.data(Split.TEST))
         self._protocol: Protocol = protocols(settings)[settings.val_protocol]
-        self._metric = settings.metric_for_best_model.lower()
+        self._metric = metric_name(settings)
         if settings.freeze_item_llm and not settings.item_emb_token_n:
             setup.model.eval()
             setup.model.freeze_items()

@@ -25,6 +25,7 @@ from lsvcr.llm.recompute import enable_checkpointing
 from lsvcr.models import checkpoint
 from lsvcr.schema import HLLM, SR_WEIGHTS_FILE, Split, Task
 from lsvcr.settings import HllmSettings
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.training.align_build import CPU_BUDGET, GPU_BUDGET
 from lsvcr.training.align_state import trainable
 from lsvcr.training.engine_parts import (
@@ -35,7 +36,7 @@ from lsvcr.training.engine_parts import (
     shape,
     whole_while_used,
 )
-from lsvcr.training.rank_setup import check_dataset, recorded_settings
+from lsvcr.training.rank_setup import check_dataset, metric_name, recorded_settings
 from lsvcr.utils.distributed import rank, world_size
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.precision import compute_dtype
@@ -53,15 +54,6 @@ HEADS = "heads."
 _INIT_STREAM = 52
 _STANDARD_TEXTS = 512
 """Texts that the statistics of the item LLM's states are taken from."""
-
-_POSITIVE = (
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate",
-    "max_text_length", "max_his", "logging_steps", "eval_steps", "save_steps", "patience", "ddp_timeout",
-)  # fmt: skip
-_NOT_NEGATIVE = (
-    "item_emb_token_n", "neg_video_num", "text_token_budget", "lora_r", "head_learning_rate", "save_total_limit",
-    "max_grad_norm", "llm_layers", "user_layers",
-)  # fmt: skip
 
 
 @dataclass
@@ -125,17 +117,19 @@ class HllmSetup:
 
 def check_settings(settings: HllmSettings) -> None:
     """Raise `UserError` for values that no field type can rule out."""
-    for name in _POSITIVE:
-        if getattr(settings, name) <= 0:
-            raise UserError(f"--{name} {getattr(settings, name)} must be above 0")
-    for name in _NOT_NEGATIVE:
-        if getattr(settings, name) < 0:
-            raise UserError(f"--{name} {getattr(settings, name)} must be 0 or more")
+    check_bounds(settings, "save_steps")
     if settings.max_steps <= 0 and settings.num_train_epochs <= 0:
         raise UserError("nothing to train: give --num_train_epochs or --max_steps above 0")
-    if not 0 <= settings.warmup_ratio <= 1:
-        raise UserError(f"--warmup_ratio {settings.warmup_ratio}: a share, between 0 and 1")
-    parse_metric(settings.metric_for_best_model)
+    parse_metric(metric_name(settings))
+
+
+def check_negatives(settings: HllmSettings, world: int) -> None:
+    """Raise `UserError` where the targets of a micro-step of `world` processes have no negatives: those of one user."""
+    if settings.per_device_train_batch_size * world == 1 and not settings.neg_video_num:
+        raise UserError(
+            "a micro-step of one user has no negatives, so that nothing would be learned: give "
+            "--per_device_train_batch_size 2 or more, or --neg_video_num, such as 512"
+        )
 
 
 def build(settings: HllmSettings, dataset: Dataset, config: Mapping[str, Any] | None = None) -> HllmSetup:

@@ -21,9 +21,9 @@ from lsvcr.evaluation.result import save_rows
 from lsvcr.nn.similarity import unit
 from lsvcr.schema import METRICS_FILE, STAGE_ONE, Split, Task
 from lsvcr.settings import EvaluateLlmSettings
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.training.llm_users import PromptReader, Source, item_vectors, open_source, read_users
 from lsvcr.training.rank_state import ROWS_FILE
-from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import write_json
 from lsvcr.utils.logging import get_logger
 from lsvcr.utils.precision import compute_dtype
@@ -75,9 +75,7 @@ def evaluate_llm(settings: EvaluateLlmSettings, metrics: tuple[str, ...] = DEFAU
         UserError: no stage-one run, one without text vectors or of another dataset, or whatever the LLM refuses.
     """
     check_one_process("evaluate-llm")
-    for flag in ("max_rows", "text_token_budget"):
-        if getattr(settings, flag) < 0:
-            raise UserError(f"--{flag} {getattr(settings, flag)} must be 0 or more")
+    check_bounds(settings)
     task, split = Task.parse(settings.task), Split(settings.split)
     source = open_source(settings.run, task)
     dataset = open_dataset(settings.data)

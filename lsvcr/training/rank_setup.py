@@ -21,7 +21,8 @@ from lsvcr.models.rank_loss import SampledLoss
 from lsvcr.models.sr import EmbeddingHead, SRModel
 from lsvcr.nn.attention import INITIAL_STD
 from lsvcr.schema import STAGE_ONE, STAGE_TWO, Split, Task
-from lsvcr.settings import BaselineSettings, FittedSettings, RankSettings, check_epochs
+from lsvcr.settings import BaselineSettings, FittedSettings, RankSettings
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.training.rank_freeze import freeze, frozen_groups
 from lsvcr.training.rank_handover import Handover, StageOne, find_stage_one, hand_over, recorded
 from lsvcr.training.rank_texts import TextTables, load_texts
@@ -143,10 +144,7 @@ def check_settings(settings: RankSettings) -> Task:
             raise UserError(
                 f"--{flag} {getattr(settings, flag)} must be between 1 and --max_position {settings.max_position}"
             )
-    check_epochs(settings)
-    for flag in ("hidden", "layers", "heads", "temperature"):
-        if getattr(settings, flag) <= 0:
-            raise UserError(f"--{flag} {getattr(settings, flag)} must be above 0")
+    check_bounds(settings, "num_train_epochs")
     if task is Task.COMM_RANK and settings.neg_comment_num < 1:
         raise UserError("--neg_comment_num must be at least 1: CommRank learns from negatives")
     if task is Task.REC:
@@ -161,8 +159,6 @@ def check_settings(settings: RankSettings) -> Task:
 def _check_rec_loss(settings: RankSettings) -> None:
     """Refuse losses, samplers and numbers of negatives of Rec that do not go together."""
     loss, sampler, negatives = settings.rec_loss, settings.negative_sampler, settings.neg_video_num
-    if negatives < 0:
-        raise UserError(f"--neg_video_num {negatives} must be 0 (the whole catalogue) or more")
     if loss != "softmax" and sampler != "uniform":
         raise UserError(
             f"--rec_loss {loss} is defined for uniform negatives; drop --negative_sampler {sampler}, or use "
@@ -181,8 +177,6 @@ def _check_rec_loss(settings: RankSettings) -> None:
         )
     if sampler == "in_batch" and settings.per_device_train_batch_size < 2:
         raise UserError("--negative_sampler in_batch needs --per_device_train_batch_size 2 or more")
-    if not 0 <= settings.gbce_t <= 1:
-        raise UserError(f"--gbce_t {settings.gbce_t} must be between 0 and 1")
 
 
 def metric_name(settings: RankSettings | BaselineSettings | ClickSettings) -> str:

@@ -66,7 +66,7 @@ def wide_batches(
         _check_parts("taste_texts", settings.taste_texts, len(streams[TASTE]), dataset)
     if not streams:
         return None
-    return WideBatches(streams, TextStates(*untuned_states(dataset, settings), device), device)
+    return WideBatches(streams, TextStates(*untuned_states(dataset, settings, parts.untuned), device), device)
 
 
 def _check_parts(flag: str, wanted: int, found: int, dataset: Dataset) -> None:

@@ -11,6 +11,7 @@ from lsvcr import settings
 from lsvcr.baselines.generative_settings import TuneSettings
 from lsvcr.baselines.gpsd_settings import ClickSettings
 from lsvcr.baselines.registry import entries
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.utils.arguments import load_settings
 from tests.guards.source import ROOT
 
@@ -48,7 +49,7 @@ def test_every_folder_is_known_and_holds_something():
 )
 def test_a_run_file_builds_its_settings_and_says_what_it_is(path: Path):
     folder = next(part for part in path.relative_to(CONFIG).parts if part != SMALL)
-    load_settings(CLASSES[folder], path)
+    check_bounds(load_settings(CLASSES[folder], path))
     assert path.read_text().startswith("#"), f"{path} opens with its purpose and launch command"
 
 
@@ -58,7 +59,7 @@ def test_a_recommenders_file_builds_the_settings_of_the_one_its_command_names(pa
     named = re.search(r"^# .*lsvcr train (\w+) .*--config (\S+)", text.replace("\\\n#", " "), re.M)
     assert named and text.startswith("#"), f"{path} opens with its purpose and launch command"
     assert ROOT / named[2] == path
-    load_settings(entries()[named[1]].settings, path)
+    check_bounds(load_settings(entries()[named[1]].settings, path))
 
 
 @pytest.mark.parametrize("path", sorted(CONFIG.glob("accelerate*.yaml")), ids=lambda path: path.name)

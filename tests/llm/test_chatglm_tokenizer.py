@@ -41,7 +41,7 @@ def test_recorded_texts(case):
     assert TOKENIZER.decode(case["ids"]) == case["decoded"]
 
 
-def test_recorded_pairs_batches_and_chat():
+def test_recorded_pairs_and_batches():
     for pair in RECORDED["pairs"]:
         assert TOKENIZER(pair["text"], pair["text_pair"])["input_ids"] == pair["ids_with_special"]
     for batch in RECORDED["padded_batches"]:
@@ -50,7 +50,6 @@ def test_recorded_pairs_batches_and_chat():
         assert found["attention_mask"].tolist() == batch["attention_mask"]
         positions = (found["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         assert positions.tolist() == batch["position_ids"]
-    assert TOKENIZER.chat_ids([("user", RECORDED["chat"]["query"])]) == RECORDED["chat"]["input_ids"]
 
 
 def test_special_tokens_have_their_ids_and_no_text_gets_them():
@@ -136,16 +135,6 @@ def test_decoding_names_what_opens_a_text_or_leaves_it_out():
     ids = TOKENIZER("a cat", "sop")["input_ids"]
     assert TOKENIZER.decode(ids) == "[gMASK]sopa cat sop"
     assert TOKENIZER.decode(ids, skip_special_tokens=True) == "a cat sop"
-
-
-def test_chat_of_several_turns_and_an_unknown_role():
-    turns = [("system", "Be brief."), ("user", "小猫"), ("assistant", "cat"), ("user", "x")]
-    ids = TOKENIZER.chat_ids(turns)
-    marks = [index for index in ids if index >= RECORDED["spm_pieces"]]
-    names = ["[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|user|>", "<|assistant|>"]
-    assert TOKENIZER.convert_ids_to_tokens(marks) == names
-    with pytest.raises(UserError, match="'critic'.*system, user"):
-        TOKENIZER.chat_ids([("critic", "x")])
 
 
 def test_copies_and_saved_tokenizers_are_the_same(tmp_path):

@@ -42,6 +42,23 @@ def test_every_command_has_help_with_an_example(name, capsys):
         (["train", "sasrec", "--metric_for_best_model", "ndgc@10"], ["ndgc"]),
         (["train", "sasrec", "--max_his", "0"], ["--max_his 0 must be above 0"]),
         (["embed", "--chekpoint", "x"], ["did you mean --checkpoint?"]),
+        (["simulate", "--out", "x", "--seed", "-1"], ["--seed -1 must be 0 or more"]),
+        (
+            ["prepare", "kuaicomt", "--raw", ".", "--out", "x/y", "--seed", "-1"],
+            ["--seed -1 must be 0 or more"],
+        ),
+        (["embed", "--text_token_budget", "-1"], ["--text_token_budget -1 must be 0 or more"]),
+        (
+            ["convert", "x", "--out", "y", "--model_name_or_path", "z", "--heads", "0"],
+            ["--heads 0 must be above 0"],
+        ),
+        (["train", "sasrec", "--seed", "-1"], ["--seed -1 must be 0 or more"]),
+        (["hllm", "--seed", "-1"], ["--seed -1 must be 0 or more"]),
+        (["clicks", "--seed", "-1"], ["--seed -1 must be 0 or more"]),
+        (["tune", "--seed", "-1"], ["--seed -1 must be 0 or more"]),
+        (["generate", "x", "--seed", "-1"], ["--seed -1 must be 0 or more"]),
+        (["ground", "x", "--text_token_budget", "-1"], ["--text_token_budget -1 must be 0 or more"]),
+        (["evaluate-llm", "x", "--data", "y", "--seed", "-1"], ["--seed -1 must be 0 or more"]),
     ],
 )
 def test_what_is_wrong_is_a_sentence_and_code_2(words, parts, capsys):

@@ -256,21 +256,45 @@ def first_gradients(folder: Path, data: str) -> dict[str, Any]:
     }
 
 
+CONTRAST = {
+    "bf16": False, "max_steps": 2, "save_steps": 1, "logging_steps": 1, "text_token_budget": 200, **NO_DROPOUT,
+}  # fmt: skip
+
+
 def contrast_runs(folder: Path, data: str) -> None:
     """Two steps of four samples that are compared with one another, cut in several ways; random positions on."""
     from lsvcr.training.align import align
     from lsvcr.utils.distributed import world_size
 
-    own = {"bf16": False, "max_steps": 2, "logging_steps": 1, "text_token_budget": 200, **NO_DROPOUT}
     for batch in (4, 2, 1):
         if batch * world_size() <= 4:
             steps = 4 // batch // world_size()
             align(
                 settings(
                     data, folder / f"contrast-{batch}", per_device_train_batch_size=batch,
-                    gradient_accumulation_steps=steps, contrast_batch=4, **own,
+                    gradient_accumulation_steps=steps, contrast_batch=4, **CONTRAST,
                 )
             )  # fmt: skip
+
+
+def cut_anew(folder: Path, data: str) -> str:
+    """The same two steps, the second in other micro-steps than the first; what is said of one that compares fewer."""
+    from lsvcr.training.align import align
+    from lsvcr.utils.errors import UserError
+
+    run = folder / "contrast-anew"
+    undo = stop_before(1)
+    with suppress(Stopped):
+        align(settings(data, run, per_device_train_batch_size=4, **CONTRAST))
+    undo()
+    halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, **CONTRAST}
+    said = ""
+    try:
+        align(settings(data, run, **halves))
+    except UserError as error:
+        said = str(error)
+    align(settings(data, run, contrast_batch=4, **halves))
+    return said
 
 
 def two_process_runs(folder: Path, data: str) -> dict[str, Any]:
@@ -287,6 +311,7 @@ def single_process_runs(folder: Path, data: str) -> dict[str, Any]:
     contrast_runs(folder, data)
     found: dict[str, Any] = {**first_gradients(folder, data), **straight_and_cut(folder, data)}
     found |= damaged_and_full(folder, data)
+    found["other_contrast"] = cut_anew(folder, data)
 
     def refused(**changes: Any) -> str:
         try:
@@ -305,6 +330,7 @@ def single_process_runs(folder: Path, data: str) -> dict[str, Any]:
     found["wide_below_zero"] = refused(taste_texts=-1)
     found["wide_without_vectors"] = refused(wide_titles=4, resume=False)
     found["uneven_contrast"] = refused(contrast_batch=6, gradient_accumulation_steps=2)
+    found["one_to_contrast"] = refused(per_device_train_batch_size=1, model_name_or_path="nowhere")
     found["too_long_histories"] = refused(max_phis_len=60)
 
     # Accumulation: two micro-batches of 2 are one of 4, for the LM loss, which has no in-batch negatives.

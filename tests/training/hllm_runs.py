@@ -171,13 +171,14 @@ def single_process_runs(folder: Path, data: str) -> dict[str, Any]:
     found["other_negatives"] = refused(
         "straight", per_device_train_batch_size=2, gradient_accumulation_steps=2
     )
+    found["one_user"] = refused("none", per_device_train_batch_size=1, model_name_or_path="nowhere")
     found["no_column"] = refused("none", item_fields="title,genre")
     # Learns, in full, with learned tokens; ends when its figure gets no better.
     hllm(
         settings(
             data, folder / "learns", max_steps=40, per_device_train_batch_size=24, lora_r=0, item_emb_token_n=1,
             head_learning_rate=3e-3, logging_steps=1, item_fields="title,category", eval_steps=10, patience=2,
-            lr_scheduler_type="constant",
+            lr_scheduler_type="constant", metric_for_best_model="eval_ndcg@10",
         )
     )  # fmt: skip
     # The item LLM frozen, with sampled negatives: its texts are read once.

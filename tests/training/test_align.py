@@ -1,5 +1,6 @@
 """Stage one as a whole: resume, processes, accumulation, artefacts, refusals."""
 
+import dataclasses
 import json
 import os
 import re
@@ -13,7 +14,8 @@ from safetensors.torch import load_file
 
 from lsvcr.llm.families import fingerprint
 from lsvcr.llm.loading import load_llm
-from lsvcr.training.align_state import read_trainer
+from lsvcr.settings import HllmSettings
+from lsvcr.training.align_state import cut_of, read_trainer
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import read_json
 from tests.training.align_runs import (
@@ -150,6 +152,25 @@ def test_a_folder_of_another_run_is_refused(one: Runs) -> None:
     assert one[1][0]["free_settings"] == ""
 
 
+def test_a_continued_run_contrasts_as_many_samples_however_it_is_cut(one: Runs) -> None:
+    said = one[1][0]["other_contrast"]
+    assert "contrasted with one another (--contrast_batch, else batch x processes) were 4, are 2" in said
+    assert "samples of an optimiser step" not in said
+    losses = ["lm", "rec", "behaviour", "preference"]
+    same_gradients(one[0] / "contrast-4", one[0] / "contrast-anew", losses)
+
+
+def test_what_a_cut_of_a_step_changes() -> None:
+    """Wide batches are per micro-step; without contrast nothing depends on it; HLLM's settings know neither."""
+    own = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "contrast_batch": 0}
+    weights = {"rec_loss_weight": 1.0, "contrast_loss_weight": 0.5}
+    assert list(cut_of({**own, **weights}, 2).values()) == [16, 4]
+    assert list(cut_of({**own, **weights, "contrast_batch": 8}, 2).values()) == [16, 8]
+    assert list(cut_of({**own, **weights, "wide_titles": 3}, 2).values()) == [16, 4, 4]
+    assert list(cut_of({**own, "taste_texts": 3}, 2).values()) == [16, 4]
+    assert list(cut_of(dataclasses.asdict(HllmSettings()), 2).values()) == [16]
+
+
 def test_the_standing_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "last").mkdir()
     (tmp_path / "last" / "trainer.json").write_text('{"step": 3, "best": null, "seconds": 1.0}')
@@ -161,6 +182,7 @@ def test_wrong_settings_are_told_before_anything_is_loaded(one: Runs) -> None:
     assert "config/nowhere.json: no such file" in one[1][0]["missing_config"]
     assert "--taste_texts -1: give 0 (none) or more" in one[1][0]["wide_below_zero"]
     assert "lsvcr embed --checkpoint none" in one[1][0]["wide_without_vectors"]
+    assert "micro-step of one sample has nothing to contrast it with" in one[1][0]["one_to_contrast"]
     assert "--max_phis_len 60 needs --max_position 60" in one[1][0]["too_long_histories"]
 
 

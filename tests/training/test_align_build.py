@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from lsvcr.data.store import Dataset
 from lsvcr.llm.tiny import tiny_config, tiny_tokenizer
-from lsvcr.training.align_build import AlignParts, build
+from lsvcr.training.align_build import AlignParts, build, contrast_steps
 from lsvcr.utils.errors import UserError
 from tests.training.align_runs import settings
 
@@ -61,6 +61,18 @@ def test_a_window_too_short_for_any_prompt_is_named(
         UserError, match=rf"the LLM reads {window} tokens at once, .* or take an LLM with a longer"
     ):
         parts_with(tiny_dataset, tmp_path, window, max_text_length=8)
+
+
+def test_a_sample_is_contrasted_with_others_of_its_micro_step_or_of_several(tmp_path: Path) -> None:
+    def steps(world: int, batch: int, **changes: object) -> int:
+        return contrast_steps(settings("data", tmp_path, per_device_train_batch_size=batch, **changes), world)
+
+    assert steps(1, 2) == steps(2, 1) == 1
+    assert steps(1, 1, contrast_batch=4, gradient_accumulation_steps=4) == 4
+    assert steps(1, 1, rec_loss_weight=0.0, contrast_loss_weight=0.0) == 1
+    for changes in ({}, {"contrast_batch": 1}, {"gradient_accumulation_steps": 4}, {"rec_loss_weight": 0.0}):
+        with pytest.raises(UserError, match="--per_device_train_batch_size 2, or .*--contrast_batch 2"):
+            steps(1, 1, **changes)
 
 
 def test_texts_longer_than_the_window_are_refused(tiny_dataset: Dataset, tmp_path: Path) -> None:

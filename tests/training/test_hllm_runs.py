@@ -84,6 +84,7 @@ def test_a_finished_run_is_told_and_other_settings_are_refused(one: Runs) -> Non
     assert "learning_rate was 0.003, is 0.01; " in found["other_settings"]
     assert "lora_r was 2, is 4" in found["other_settings"]
     assert "gradient_accumulation_steps was 1, is 2" in found["other_negatives"]
+    assert "micro-step of one user has no negatives" in found["one_user"]
     assert re.search(r"--item_fields: 'genre' is no column of .*it has title", found["no_column"])
 
 

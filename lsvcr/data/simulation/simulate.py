@@ -23,6 +23,7 @@ from lsvcr.data.simulation.world import (
 )
 from lsvcr.data.simulation.writer import Writer
 from lsvcr.settings import SimulateSettings
+from lsvcr.settings.bounds import check_bounds
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import atomic_dir, write_json
 from lsvcr.utils.logging import get_logger
@@ -42,7 +43,7 @@ def simulate(settings: SimulateSettings) -> Path:
         The folder `settings.out`.
 
     Raises:
-        UserError: no `out`, or an unknown preset or language.
+        UserError: no `out`, an unknown preset or language, or a seed below 0.
     """
     if not settings.out:
         raise UserError("simulate needs --out FOLDER, the folder that receives the raw files")
@@ -50,6 +51,7 @@ def simulate(settings: SimulateSettings) -> Path:
         raise UserError(f"unknown preset {settings.preset!r}: use {', '.join(PRESETS)}")
     if settings.language not in ("en", "zh"):
         raise UserError(f"unknown language {settings.language!r}: use en or zh")
+    check_bounds(settings)
     preset, seed = PRESETS[settings.preset], settings.seed
     lexicon = load_lexicon(settings.language)
     world = _plant(preset, lexicon, seed)
