@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,18 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     Ctrl-C included, the temporary folder is removed and `path` stays as it was.
 
     Raises:
-        UserError: the parent cannot be written to, `path` is a file, or the disk is full.
+        UserError: the parent cannot be written to, `path` is a file or a mount point, or the disk is full.
     """
     target = Path(os.path.realpath(path))
     if target.is_file():  # one look: another writer may be about to exchange it
         raise UserError(f"{target} is a file: choose another folder or remove it")
-    with _explained(target, _FULL | _UNREACHABLE):
+    _refuse_mounted(target)
+    with _explained(target, _WRITING | _UNREACHABLE):
         target.parent.mkdir(parents=True, exist_ok=True)
         _recover(target)
         temporary, lock = _claim(target, Path.mkdir)
     try:
-        with _explained(target, _FULL):
+        with _explained(target, _WRITING):
             yield temporary
             _swap(temporary, target)
     except BaseException:
@@ -61,12 +62,12 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         UserError: the folder cannot be written to, or the disk is full.
     """
     target = Path(os.path.realpath(path))
-    with _explained(target, _FULL | _UNREACHABLE):
+    with _explained(target, _WRITING | _UNREACHABLE):
         target.parent.mkdir(parents=True, exist_ok=True)
         _recover(target)
         temporary, lock = _claim(target, Path.touch)
     try:
-        with _explained(target, _FULL):
+        with _explained(target, _WRITING):
             yield temporary
             os.replace(temporary, target)
     except BaseException:
@@ -74,6 +75,28 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         os.close(lock)
+
+
+def check_replaceable(out: str | Path, what: str, own: Collection[str]) -> None:
+    """Refuse, before the work, a folder that `atomic_dir` would replace although there are other files in it.
+
+    Args:
+        out: the folder given with --out; it need not be there.
+        what: what may be replaced, in words.
+        own: its files, relative to `out`; a name with "/" at its end stands for all below it. Empty where what
+            is there is something else.
+
+    Raises:
+        UserError: a file is not among `own`, the folder cannot be looked through, or it is a mount point.
+    """
+    _refuse_mounted(Path(os.path.realpath(out)))
+    below = tuple(name for name in own if name.endswith("/"))
+    for name in _entries(Path(out)):
+        if name not in own and not name.startswith(below):
+            raise UserError(
+                f"--out {out} holds other files than {what}: {name}. The folder would be replaced as a whole; give a "
+                "new or empty one, or move them away"
+            )
 
 
 def recover(path: str | Path) -> None:
@@ -135,6 +158,28 @@ def load_npy(path: str | Path, mmap: bool = True) -> np.ndarray:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, EOFError, OSError) as broken:
         raise UserError(f"{path} is damaged or not a .npy file ({broken}); make it again") from None
+
+
+def _entries(folder: Path) -> Iterator[str]:
+    """Files and links below `folder`, relative to it, in order, its own first; folders as such do not count."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise UserError(
+                f"{error.filename} cannot be looked through: {error.strerror}; choose another place"
+            )
+
+    for place, folders, files in os.walk(folder, onerror=fail):
+        folders.sort()
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        for name in sorted(files + links):
+            yield Path(place, name).relative_to(folder).as_posix()
+
+
+def _refuse_mounted(target: Path) -> None:
+    """Raise a UserError for a folder that no other can be renamed to."""
+    if os.path.ismount(target):
+        raise UserError(f"cannot write {target}: {_MOUNTED}")
 
 
 def _sibling(target: Path, kind: str) -> Path:
@@ -229,9 +274,11 @@ def _recover(target: Path) -> None:
             stale.unlink(missing_ok=True)
 
 
-_FULL = {
+_MOUNTED = "something is mounted there, so that it cannot be replaced; choose another place, such as a folder inside it"
+_WRITING = {
     errno.ENOSPC: "no space left; free some or choose another place",
     errno.EDQUOT: "your quota is used up; free some space or choose another place",
+    errno.EBUSY: _MOUNTED,
 }
 _UNREACHABLE = {
     errno.EACCES: "permission denied; choose another place or change its rights",

@@ -183,12 +183,14 @@ def test_vectors_beside_the_dataset_are_found(data: Path, tmp_path: Path):
 
 def test_only_an_export_or_an_empty_folder_is_written_over(data: Path, tmp_path: Path):
     export_official(data, tmp_path)
-    (tmp_path / "stale.txt").write_text("x")
     export_official(data, tmp_path)
-    assert not (tmp_path / "stale.txt").exists()
+    (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(
-        UserError, match=r"holds other files than an official export; give a new or empty folder"
+        UserError, match=r"holds other files than an official export: notes\.txt\. .* empty one"
     ):
+        export_official(data, tmp_path)
+    assert (tmp_path / "notes.txt").exists()
+    with pytest.raises(UserError, match=r"holds other files than an official export: "):
         export_official(data, data)
     with pytest.raises(UserError, match=r"--max_history must not be negative"):
         export_official(data, tmp_path, max_history=-1)

@@ -65,6 +65,32 @@ def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "precious"
 
 
+def test_only_a_folder_of_known_files_may_be_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    io.check_replaceable(out, "a world", ())
+    (out / "deep" / "truth").mkdir(parents=True)
+    io.check_replaceable(out, "a world", ())
+    (out / "world.json").touch()
+    (out / "deep" / "truth" / "users.npy").touch()
+    own = ("world.json", "deep/truth/")
+    io.check_replaceable(out, "a world", own)
+    with pytest.raises(UserError, match=r"--out .*out holds other files than a world: world\.json\. "):
+        io.check_replaceable(out, "a world", ())
+    (out / "linked").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"a world: linked\. .* give a new or empty one, or move them away"):
+        io.check_replaceable(out, "a world", own)
+
+
+def test_a_mount_point_is_refused_before_the_work(small_disk: Path) -> None:
+    with pytest.raises(UserError, match="something is mounted there.* a folder inside it"):
+        io.check_replaceable(small_disk, "a world", ())
+    with pytest.raises(UserError, match="something is mounted there"), io.atomic_dir(small_disk):
+        raise AssertionError("the work has begun")
+    with io.atomic_dir(small_disk / "inside"):
+        pass
+    assert names(small_disk) == ["inside"]
+
+
 KILLED = """
 import sys, time
 from lsvcr.utils import io
