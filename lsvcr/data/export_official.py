@@ -23,7 +23,7 @@ from lsvcr.data.store import Dataset, Kind, Samples, open_dataset
 from lsvcr.data.vectors import CHUNK_ROWS, load_embeddings
 from lsvcr.schema import Split, Task
 from lsvcr.utils.errors import UserError
-from lsvcr.utils.io import atomic_dir, check_replaceable, read_json, write_json
+from lsvcr.utils.io import atomic_dir, check_replaceable, create_npy, read_json, write_json
 from lsvcr.utils.logging import get_logger
 
 EXPORT_KIND = "official-export"
@@ -217,7 +217,7 @@ def _write_embeddings(folder: Path, dataset: Dataset, source: str | Path) -> lis
     names = [name for name in wanted if source or (root / name).is_file()]
     for name in names:
         vectors = load_embeddings(root, name, wanted[name], dataset.data_hash)
-        copy = np.lib.format.open_memmap(folder / name, mode="w+", dtype=np.float32, shape=vectors.shape)
+        copy = create_npy(folder / name, np.float32, vectors.shape)
         for start in range(0, len(vectors), CHUNK_ROWS):
             copy[start : start + CHUNK_ROWS] = vectors[start : start + CHUNK_ROWS]
         copy.flush()

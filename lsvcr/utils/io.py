@@ -11,6 +11,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -160,6 +161,21 @@ def load_npy(path: str | Path, mmap: bool = True) -> np.ndarray:
         raise UserError(f"{path} is damaged or not a .npy file ({broken}); make it again") from None
 
 
+def create_npy(path: str | Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    """A mapped `.npy` file of zeros with its room on the disk taken.
+
+    Otherwise writing to the map of a full disk would kill the process.
+
+    Raises:
+        OSError: there is not enough room.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, os.fstat(stream.fileno()).st_size)
+    return array
+
+
 def _entries(folder: Path) -> Iterator[str]:
     """Files and links below `folder`, relative to it, in order, its own first; folders as such do not count."""
 
@@ -280,6 +296,12 @@ _WRITING = {
     errno.EDQUOT: "your quota is used up; free some space or choose another place",
     errno.EBUSY: _MOUNTED,
 }
+_SHORT = "no space left, or your quota is used up; free some or choose another place"
+_CUT_SHORT = re.compile(
+    rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)|\d+ requested and \d+ written|thrift: transport error"
+)
+"""What Polars, safetensors and NumPy say of a full disk: their errors have no number. The last is Polars' where the end
+of a Parquet file does not fit any more."""
 _UNREACHABLE = {
     errno.EACCES: "permission denied; choose another place or change its rights",
     errno.EPERM: "permission denied; choose another place or change its rights",
@@ -294,7 +316,13 @@ def _explained(target: Path, reasons: dict[int, str]) -> Iterator[None]:
     """Turn the file-system errors a user can mend into messages; others pass."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in reasons:
+    except UserError:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) is not None:
+            reason = reasons.get(error.errno)  # type: ignore[attr-defined]
+        else:
+            reason = _SHORT if _CUT_SHORT.search(str(error)) else None
+        if reason is None:
             raise
-        raise UserError(f"cannot write {target}: {reasons[error.errno]}") from error
+        raise UserError(f"cannot write {target}: {reason}") from error

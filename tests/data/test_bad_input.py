@@ -334,6 +334,16 @@ def test_only_a_dataset_or_an_empty_folder_is_written_over(raw: Path):
         run(raw)
 
 
+def test_a_disk_that_is_really_full_is_told_wherever_it_gets_full(raw: Path, small_disk: Path):
+    filler = small_disk / "filler"
+    for room in range(8, 120, 16):
+        filler.unlink(missing_ok=True)
+        filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - room * 1024))
+        with pytest.raises(UserError, match="cannot write .*out: no space left"):
+            prepare(PrepareSettings(raw=str(raw), out=str(small_disk / "out")))
+        assert list(small_disk.iterdir()) == [filler]
+
+
 def test_what_embed_wrote_beside_a_dataset_goes_with_it(raw: Path):
     out = raw.parent / "out"
     run(raw)

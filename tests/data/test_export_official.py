@@ -1,5 +1,7 @@
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +181,20 @@ def test_vectors_beside_the_dataset_are_found(data: Path, tmp_path: Path):
     finally:
         (data / "comment_embs.npy").unlink()
     assert np.load(out / "comment_embs.npy").shape == (25, 2) and not (out / "photo_embs.npy").exists()
+
+
+def test_vectors_that_do_not_fit_the_disk_are_told(data: Path, tmp_path: Path, small_disk: Path):
+    """In a process of its own: writing to a map of a full disk would kill it."""
+    vectors = tmp_path / "vectors"
+    vectors.mkdir()
+    np.save(vectors / "photo_embs.npy", np.ones((9, 8), np.float32))
+    np.save(vectors / "comment_embs.npy", np.ones((25, 12_000), np.float32))
+    words = ["export-official", str(data), "--out", str(small_disk / "out"), "--embeddings", str(vectors)]
+    done = subprocess.run(
+        [sys.executable, "-m", "lsvcr", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "out: no space left" in done.stderr
+    assert list(small_disk.iterdir()) == []
 
 
 def test_only_an_export_or_an_empty_folder_is_written_over(data: Path, tmp_path: Path):

@@ -289,6 +289,16 @@ def test_tiny_takes_a_second_and_mistakes_are_explained(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_a_disk_that_is_really_full_is_told_wherever_it_gets_full(small_disk: Path) -> None:
+    filler = small_disk / "filler"
+    for room in (16, 80, 160, 200):
+        filler.unlink(missing_ok=True)
+        filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - room * 1024))
+        with pytest.raises(UserError, match="cannot write .*world: no space left"):
+            make(small_disk / "world", preset="tiny")
+        assert list(small_disk.iterdir()) == [filler]
+
+
 def test_only_a_world_or_an_empty_folder_is_written_over(tmp_path: Path) -> None:
     world = tmp_path / "world"
     world.mkdir()
