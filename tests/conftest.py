@@ -1,5 +1,8 @@
-"""What many tests need: a tiny prepared dataset and a tiny LLM. No network, no GPU."""
+"""What many tests need: a tiny prepared dataset, a tiny LLM and a small disk. No network, no GPU."""
 
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,17 @@ def generative_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     from tests.generative_world import make_run
 
     return make_run(tiny_data, tmp_path_factory.mktemp("generative") / "run")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("only root can mount a small file system")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)

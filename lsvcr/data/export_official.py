@@ -23,11 +23,22 @@ from lsvcr.data.store import Dataset, Kind, Samples, open_dataset
 from lsvcr.data.vectors import CHUNK_ROWS, load_embeddings
 from lsvcr.schema import Split, Task
 from lsvcr.utils.errors import UserError
-from lsvcr.utils.io import atomic_dir, read_json, write_json
+from lsvcr.utils.io import atomic_dir, check_replaceable, create_npy, read_json, write_json
 from lsvcr.utils.logging import get_logger
 
 EXPORT_KIND = "official-export"
 """The manifest's `kind`."""
+
+_FILES = (
+    schema.MANIFEST_FILE,
+    VIDEO_LIST_FILE,
+    COMMENT_LIST_FILE,
+    VIDEO_TEXT_FILE,
+    COMMENT_TEXT_FILE,
+    *(samples_file(task, split) for task in Task for split in Split),
+    schema.VIDEO_EMBEDDINGS_FILE,
+    schema.COMMENT_EMBEDDINGS_FILE,
+)
 
 _ROWS = 4096
 """Samples turned into Python numbers at a time."""
@@ -55,10 +66,7 @@ def export_official(
     target = Path(out)
     if max_history < 0:
         raise UserError("--max_history must not be negative; 0 keeps whole histories")
-    if target.is_dir() and any(target.iterdir()) and not is_export(target):
-        raise UserError(
-            f"--out {target} holds other files than an official export; give a new or empty folder"
-        )
+    check_replaceable(target, "an official export", _FILES if is_export(target) else ())
     dataset = open_dataset(data)
     videos, comments = _names(dataset, "videos"), _names(dataset, "comments")
     histories = _Histories(dataset, videos, comments, max_history)
@@ -209,7 +217,7 @@ def _write_embeddings(folder: Path, dataset: Dataset, source: str | Path) -> lis
     names = [name for name in wanted if source or (root / name).is_file()]
     for name in names:
         vectors = load_embeddings(root, name, wanted[name], dataset.data_hash)
-        copy = np.lib.format.open_memmap(folder / name, mode="w+", dtype=np.float32, shape=vectors.shape)
+        copy = create_npy(folder / name, np.float32, vectors.shape)
         for start in range(0, len(vectors), CHUNK_ROWS):
             copy[start : start + CHUNK_ROWS] = vectors[start : start + CHUNK_ROWS]
         copy.flush()

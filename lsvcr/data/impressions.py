@@ -4,7 +4,6 @@ There may be a hundred for each like, so they never stand in memory together: th
 users each, in the order of their rows, and then sorted and written a file at a time.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from lsvcr.data.sources.spill import BATCH, CLICKED, FROM_LIKES, Spill
 from lsvcr.data.store import IMPRESSIONS
 from lsvcr.schema import RAW_ID, TIME, USER, VIDEO
 from lsvcr.utils.errors import UserError
+from lsvcr.utils.io import create_npy
 
 _ROW = np.dtype([(USER, "<i4"), (VIDEO, "<i4"), (TIME, "<i8"), (CLICKED, "u1")])
 _FILES = {"items": VIDEO, "times": TIME, CLICKED: CLICKED}
@@ -95,7 +95,8 @@ class _Shares:
         """Write the arrays, and remove each file once it is in them."""
         folder.mkdir()
         arrays = {
-            name: _create(folder / f"{name}.npy", _ROW[field], self.rows) for name, field in _FILES.items()
+            name: create_npy(folder / f"{name}.npy", _ROW[field], (self.rows,))
+            for name, field in _FILES.items()
         }
         counts, start = np.zeros(self._n_users + 1, np.int64), 0
         for file in self._files:
@@ -115,12 +116,3 @@ class _Shares:
         if self._rows_have_order:
             return by_user_and_time(rows)
         return rows.sort(USER, TIME, VIDEO, CLICKED)
-
-
-def _create(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
-    """A mapped array with its room on the disk taken: writing to a map of a full disk would kill the process."""
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(length,))
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as stream:
-            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
-    return array

@@ -25,7 +25,7 @@ from lsvcr.data.store import DATASET_KIND, is_dataset
 from lsvcr.settings import PrepareSettings
 from lsvcr.settings.bounds import check_bounds
 from lsvcr.utils.errors import UserError
-from lsvcr.utils.io import atomic_dir, sha256_file, sha256_text, write_json
+from lsvcr.utils.io import atomic_dir, check_replaceable, read_json, sha256_file, sha256_text, write_json
 from lsvcr.utils.logging import get_logger
 
 _ROW_GROUP = 65_536
@@ -33,6 +33,20 @@ _ROW_GROUP = 65_536
 
 _SPILL = ".spill"
 """Impressions wait here, inside the unfinished dataset, and go before it is complete."""
+
+_COMPANIONS = (
+    schema.VIDEO_EMBEDDINGS_FILE,
+    schema.COMMENT_EMBEDDINGS_FILE,
+    schema.VIDEO_FULL_EMBEDDINGS_FILE,
+    schema.COMMENT_FULL_EMBEDDINGS_FILE,
+    schema.ITEM_EMBEDDINGS_FILE,
+    schema.VIDEO_KEYS_FILE,
+    schema.COMMENT_KEYS_FILE,
+    schema.ITEM_KEYS_FILE,
+    schema.EMBEDDINGS_MANIFEST_FILE,
+    f"{schema.EMBED_WORK_DIR}/",
+)
+"""What `lsvcr embed` writes beside a dataset: of no use to another one, so it goes with the one that is replaced."""
 
 _log = get_logger(__name__)
 
@@ -71,8 +85,7 @@ def _check(settings: PrepareSettings) -> Path:
     if not Path(settings.raw).is_dir():
         raise UserError(f"--raw {settings.raw} is not a folder; give the one that holds the raw files")
     out = Path(settings.out)
-    if out.is_dir() and any(out.iterdir()) and not is_dataset(out):
-        raise UserError(f"--out {out} holds other files than a prepared dataset; give a new or empty folder")
+    check_replaceable(out, "a prepared dataset", _own_files(out))
     if not 0 < settings.val_share < 1 or not 0 < settings.test_share < 1 - settings.val_share:
         raise UserError("--val_share and --test_share must be above 0 and together below 1")
     if settings.candidates < 2:
@@ -82,6 +95,13 @@ def _check(settings: PrepareSettings) -> Path:
         if getattr(settings, name) < 0:
             raise UserError(f"--{name} must not be negative")
     return out
+
+
+def _own_files(out: Path) -> list[str]:
+    """The files of the prepared dataset at `out` and what belongs to it; none where there is no dataset."""
+    if not is_dataset(out):
+        return []
+    return [*read_json(out / schema.MANIFEST_FILE).get("files", ()), schema.MANIFEST_FILE, *_COMPANIONS]
 
 
 def _write(folder: Path, prepared: Prepared, spill: Spill) -> None:

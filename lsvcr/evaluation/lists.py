@@ -64,7 +64,8 @@ class ListTally:
         self, names: Sequence[str], counts: np.ndarray, targets: np.ndarray, device: torch.device
     ) -> None:
         self._names = [split_name(name, LIST_METRICS) for name in names]
-        self._ks = sorted({k for _, k in self._names})
+        self._longest = len(counts) - 1
+        self._ks = sorted({min(k, self._longest) for _, k in self._names})
         self._typical = float(counts[targets].mean()) if len(targets) else 0.0
         known = np.asarray(counts, dtype=np.int64)
         surprise = np.rint(self_information(known) * ONE).astype(np.int64)
@@ -145,7 +146,7 @@ class ListTally:
         values: dict[str, np.ndarray] = {}
         overall: dict[str, float] = {}
         for word, k in self._names:
-            number, name = self._ks.index(k), f"{word}@{k}"
+            number, name = self._ks.index(min(k, self._longest)), f"{word}@{k}"
             if word == "coverage":
                 covered = np.where(sure[number] > 0, 1.0, -np.expm1(missed[number] / ONE))
                 # Sorted, so that the items' numbers do not decide how the sum is rounded.

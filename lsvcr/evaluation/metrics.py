@@ -47,18 +47,6 @@ def single(higher: np.ndarray | list[int], tied: np.ndarray | list[int] | None =
     return Ranks(np.arange(len(above) + 1), above, same)
 
 
-def expected_rank(ranks: Ranks) -> np.ndarray:
-    """Mean rank of each positive over all orders of its ties: higher + (tied + 1) / 2.
-
-    Returns:
-        (P,) float64, 1 is the top; infinity for a positive that is not among the candidates.
-
-    >>> expected_rank(single([0, 3], [1, 4])).tolist()
-    [1.0, 5.5]
-    """
-    return np.where(ranks.tied > 0, ranks.higher + (ranks.tied + 1) / 2, np.inf)
-
-
 def recall(ranks: Ranks, k: int) -> np.ndarray:
     """Recall@K = expected number of positives among the first K / number of positives.
 
@@ -90,6 +78,7 @@ def ndcg(ranks: Ranks, k: int) -> np.ndarray:
     >>> ndcg(single([0, 2, 5]), 5).round(6).tolist()
     [1.0, 0.5, 0.0]
     """
+    k = _reached(ranks, k)
     discounts = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, k + 2)))])
     first, last = np.minimum(ranks.higher, k), np.minimum(ranks.higher + ranks.tied, k)
     gains = (discounts[last] - discounts[first]) / np.maximum(ranks.tied, 1)
@@ -113,7 +102,7 @@ def mrr(ranks: Ranks, k: int) -> np.ndarray:
     """
     above, group, positives = _best_group(ranks)
     value, missed = np.zeros(len(above)), (positives > 0).astype(np.float64)
-    for j in range(1, k + 1):
+    for j in range(1, _places(above, group, k) + 1):
         here = _chance(positives, group - j + 1)
         value += np.where(above + j <= k, missed * here / (above + j), 0.0)
         missed *= 1.0 - here
@@ -137,9 +126,20 @@ def hit_rate(ranks: Ranks, k: int) -> np.ndarray:
     """
     above, group, positives = _best_group(ranks)
     missed = np.ones(len(above))
-    for j in range(1, k + 1):
+    for j in range(1, _places(above, group, k) + 1):
         missed *= np.where(above + j <= k, 1.0 - _chance(positives, group - j + 1), 1.0)
     return 1.0 - missed
+
+
+def _reached(ranks: Ranks, k: int) -> int:
+    """K, or the last place that any positive can take if that is less: no table need be longer."""
+    most = max((ranks.higher + ranks.tied).max(initial=1), ranks.positives.max(initial=1))
+    return min(k, int(most))
+
+
+def _places(above: np.ndarray, group: np.ndarray, k: int) -> int:
+    """How many places count, from the first of each best group: those within the group and among the first K."""
+    return int(np.minimum(group, k - above).max(initial=0))
 
 
 def _best_group(ranks: Ranks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -192,6 +192,7 @@ def average_precision(ranks: Ranks, k: int) -> np.ndarray:
     >>> average_precision(single([0, 3, 10]), 10).tolist()  # with one positive it is MRR@K
     [1.0, 0.25, 0.0]
     """
+    k = _reached(ranks, k)
     listed = np.flatnonzero(ranks.tied > 0)
     rows = np.repeat(np.arange(len(ranks.positives)), ranks.positives)[listed]
     higher, tied = ranks.higher[listed], ranks.tied[listed]
@@ -240,6 +241,9 @@ METRICS: dict[str, Callable[[Ranks, int], np.ndarray]] = {
     "map": average_precision,
 }
 
+LARGEST_K = 2**31 - 1
+"""Item indices are int32: no list is longer."""
+
 DEFAULT_METRICS = ("recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr@5", "mrr@10")
 """What the LSVCR paper's protocol reports."""
 
@@ -248,7 +252,7 @@ def parse_metric(name: str) -> tuple[Callable[[Ranks, int], np.ndarray], int]:
     """`ndcg@10` (any case) -> the function and K.
 
     Raises:
-        UserError: another form, an unknown metric (the nearest is named), or K below 1.
+        UserError: another form, an unknown metric (the nearest is named), or K below 1 or above `LARGEST_K`.
 
     >>> parse_metric("NDCG@5")[1]
     5
@@ -260,8 +264,10 @@ def parse_metric(name: str) -> tuple[Callable[[Ranks, int], np.ndarray], int]:
 def split_name(name: str, known: Collection[str]) -> tuple[str, int]:
     """`NDCG@5` -> ("ndcg", 5), where `known` holds the word.
 
+    A metric has one name, by which results are looked up, so that no K begins with a 0.
+
     Raises:
-        UserError: another form, an unknown word (the nearest is named), or K below 1.
+        UserError: another form, an unknown word (the nearest is named), or K below 1 or above `LARGEST_K`.
 
     >>> split_name("Recall@20", METRICS)
     ('recall', 20)
@@ -269,9 +275,14 @@ def split_name(name: str, known: Collection[str]) -> tuple[str, int]:
     word, _, number = name.lower().partition("@")
     if word not in known:
         raise UserError(f"unknown metric {name!r}; {nearest(word, known) or 'known: ' + ', '.join(known)}")
-    if not (number.isascii() and number.isdigit()) or int(number) < 1:
+    digits = number.lstrip("0")
+    if not (number.isascii() and number.isdigit() and digits):
         raise UserError(f"metric {name!r} needs a K of at least 1, as in {word}@10")
-    return word, int(number)
+    if len(digits) > len(str(LARGEST_K)) or int(digits) > LARGEST_K:
+        raise UserError(f"metric {word}@{digits[:20]} needs a K of at most {LARGEST_K:,}; no list is longer")
+    if digits != number:
+        raise UserError(f"metric {name!r}: write {word}@{digits}, without a 0 before K")
+    return word, int(digits)
 
 
 def compute(ranks: Ranks, names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ from lsvcr.settings import ExportSettings
 from lsvcr.training.baseline_setup import FittedSetup
 from lsvcr.training.rank_setup import Setup
 from lsvcr.utils.errors import UserError
-from lsvcr.utils.io import atomic_dir, read_json, sha256_file
+from lsvcr.utils.io import atomic_dir, check_replaceable, read_json, sha256_file
 from lsvcr.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -119,10 +119,12 @@ def _checked(settings: ExportSettings) -> ExportSettings:
             raise UserError("--quantize int8 stores rows as int8: drop --rows float16, or --quantize")
         settings = replace(settings, rows="int8")
     out = Path(settings.out)
-    if out.is_dir() and any(out.iterdir()):
-        manifest = read_json(out / MANIFEST_FILE) if (out / MANIFEST_FILE).is_file() else None
-        if not isinstance(manifest, dict) or manifest.get("kind") != BUNDLE_KIND:
-            raise UserError(f"{out} holds something else than a bundle; choose another --out, or remove it")
+    own: list[str] = []
+    if (out / MANIFEST_FILE).is_file():
+        manifest = read_json(out / MANIFEST_FILE)
+        if isinstance(manifest, dict) and manifest.get("kind") == BUNDLE_KIND:
+            own = [MANIFEST_FILE, *manifest.get("files", ())]
+    check_replaceable(out, "a bundle", own)
     return settings
 
 

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from lsvcr.data.vectors import read_manifest
-from lsvcr.schema import EMBEDDINGS_MANIFEST_FILE
+from lsvcr.schema import EMBED_WORK_DIR, EMBEDDINGS_MANIFEST_FILE
 from lsvcr.training.embed_parts import count_parts, remove_unfinished
 from lsvcr.utils.distributed import barrier, is_main
 from lsvcr.utils.errors import UserError
 from lsvcr.utils.io import read_json, write_json
 from lsvcr.utils.logging import get_logger
 
-_WORK = ".embed-work"
 _PARTS = "parts"
 _STATE = "state.json"
 _MOVES = "moves.json"
@@ -58,7 +57,7 @@ def work_folder(target: Path) -> Iterator[Work]:
     Raises:
         UserError: `target` cannot be written to, is not shared, is full, or another run is at work there.
     """
-    work, lock = Work(target / _WORK), -1
+    work, lock = Work(target / EMBED_WORK_DIR), -1
     if is_main():
         lock = _opened(work)
     barrier()

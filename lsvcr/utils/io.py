@@ -11,9 +11,10 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,18 @@ import numpy as np
 from lsvcr.utils.errors import UserError
 
 _CHUNK = 1 << 20
-_FULL = {
+_MOUNTED = "something is mounted there, so that it cannot be replaced; choose another place, such as a folder inside it"
+_WRITING = {
     errno.ENOSPC: "no space left; free some or choose another place",
     errno.EDQUOT: "your quota is used up; free some space or choose another place",
+    errno.EBUSY: _MOUNTED,
 }
+_SHORT = "no space left, or your quota is used up; free some or choose another place"
+_CUT_SHORT = re.compile(
+    rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)|\d+ requested and \d+ written|thrift: transport error"
+)
+"""What Polars, safetensors and NumPy say of a full disk: their errors have no number. The last is Polars' where the end
+of a Parquet file does not fit any more."""
 _UNREACHABLE = {
     errno.EACCES: "permission denied; choose another place or change its rights",
     errno.EPERM: "permission denied; choose another place or change its rights",
@@ -44,17 +53,18 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     Ctrl-C included, the temporary folder is removed and `path` stays as it was.
 
     Raises:
-        UserError: the parent cannot be written to, `path` is a file, or the disk is full.
+        UserError: the parent cannot be written to, `path` is a file or a mount point, or the disk is full.
     """
     target = Path(os.path.realpath(path))
     if target.is_file():  # one look: another writer may be about to exchange it
         raise UserError(f"{target} is a file: choose another folder or remove it")
-    with explained(target):
+    _refuse_mounted(target)
+    with explained(target, _WRITING | _UNREACHABLE):
         target.parent.mkdir(parents=True, exist_ok=True)
         _recover(target)
         temporary, lock = _claim(target, Path.mkdir)
     try:
-        with explained(target, _FULL):
+        with explained(target, _WRITING):
             yield temporary
             _swap(temporary, target)
     except BaseException:
@@ -72,12 +82,12 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         UserError: the folder cannot be written to, or the disk is full.
     """
     target = Path(os.path.realpath(path))
-    with explained(target):
+    with explained(target, _WRITING | _UNREACHABLE):
         target.parent.mkdir(parents=True, exist_ok=True)
         _recover(target)
         temporary, lock = _claim(target, Path.touch)
     try:
-        with explained(target, _FULL):
+        with explained(target, _WRITING):
             yield temporary
             os.replace(temporary, target)
     except BaseException:
@@ -87,23 +97,26 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         os.close(lock)
 
 
-@contextmanager
-def explained(target: Path, reasons: dict[int, str] = _FULL | _UNREACHABLE) -> Iterator[None]:
-    """Turn the errors of writing `target` that a user can mend into messages; others pass.
+def check_replaceable(out: str | Path, what: str, own: Collection[str]) -> None:
+    """Refuse, before the work, a folder that `atomic_dir` would replace although there are other files in it.
 
     Args:
-        target: for the message.
-        reasons: what to say, by `errno`.
+        out: the folder given with --out; it need not be there.
+        what: what may be replaced, in words.
+        own: its files, relative to `out`; a name with "/" at its end stands for all below it. Empty where what
+            is there is something else.
 
     Raises:
-        UserError: one of `reasons`.
+        UserError: a file is not among `own`, the folder cannot be looked through, or it is a mount point.
     """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in reasons:
-            raise
-        raise UserError(f"cannot write {target}: {reasons[error.errno]}") from error
+    _refuse_mounted(Path(os.path.realpath(out)))
+    below = tuple(name for name in own if name.endswith("/"))
+    for name in _entries(Path(out)):
+        if name not in own and not name.startswith(below):
+            raise UserError(
+                f"--out {out} holds other files than {what}: {name}. The folder would be replaced as a whole; give a "
+                "new or empty one, or move them away"
+            )
 
 
 def recover(path: str | Path) -> None:
@@ -165,6 +178,43 @@ def load_npy(path: str | Path, mmap: bool = True) -> np.ndarray:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, EOFError, OSError) as broken:
         raise UserError(f"{path} is damaged or not a .npy file ({broken}); make it again") from None
+
+
+def create_npy(path: str | Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    """A mapped `.npy` file of zeros with its room on the disk taken.
+
+    Otherwise writing to the map of a full disk would kill the process.
+
+    Raises:
+        OSError: there is not enough room.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, os.fstat(stream.fileno()).st_size)
+    return array
+
+
+def _entries(folder: Path) -> Iterator[str]:
+    """Files and links below `folder`, relative to it, in order, its own first; folders as such do not count."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise UserError(
+                f"{error.filename} cannot be looked through: {error.strerror}; choose another place"
+            )
+
+    for place, folders, files in os.walk(folder, onerror=fail):
+        folders.sort()
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        for name in sorted(files + links):
+            yield Path(place, name).relative_to(folder).as_posix()
+
+
+def _refuse_mounted(target: Path) -> None:
+    """Raise a UserError for a folder that no other can be renamed to."""
+    if os.path.ismount(target):
+        raise UserError(f"cannot write {target}: {_MOUNTED}")
 
 
 def _sibling(target: Path, kind: str) -> Path:
@@ -257,3 +307,28 @@ def _recover(target: Path) -> None:
             shutil.rmtree(stale, ignore_errors=True)
         else:
             stale.unlink(missing_ok=True)
+
+
+@contextmanager
+def explained(target: Path, reasons: dict[int, str] = _WRITING | _UNREACHABLE) -> Iterator[None]:
+    """Turn the errors of writing `target` that a user can mend into messages; others pass.
+
+    Args:
+        target: for the message.
+        reasons: what to say, by `errno`.
+
+    Raises:
+        UserError: one of `reasons`, or a full disk.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) is not None:
+            reason = reasons.get(error.errno)  # type: ignore[attr-defined]
+        else:
+            reason = _SHORT if _CUT_SHORT.search(str(error)) else None
+        if reason is None:
+            raise
+        raise UserError(f"cannot write {target}: {reason}") from error

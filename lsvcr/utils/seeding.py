@@ -24,11 +24,6 @@ def derived_seed(*keys: int) -> int:
     return int(state[0]) & _MAX_SEED
 
 
-def torch_generator(*keys: int) -> torch.Generator:
-    """The CPU torch generator of the stream that `keys` name."""
-    return torch.Generator().manual_seed(derived_seed(*keys))
-
-
 def seed_everything(*keys: int) -> None:
     """Seed the global generators of Python, NumPy and torch (all devices).
 

@@ -1,4 +1,5 @@
 import gzip
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from lsvcr.data.prepare import prepare
 from lsvcr.data.store import open_dataset
 from lsvcr.settings import PrepareSettings
+from lsvcr.training.embed_write import work_folder
 from lsvcr.utils.errors import UserError
 from tests.data.raw_files import KUAICOMT_HEADERS, small_kuaicomt, write_kuaicomt, write_movielens
 
@@ -315,6 +317,14 @@ def test_only_a_dataset_or_an_empty_folder_is_written_over(raw: Path):
     out.mkdir()
     run(raw)
     run(raw)
+    (out / "runs").mkdir()
+    (out / "runs" / "model.bin").write_text("weeks of work")
+    with pytest.raises(
+        UserError, match=r"other files than a prepared dataset: runs/model\.bin\. .*move them away"
+    ):
+        run(raw)
+    assert (out / "runs" / "model.bin").exists()
+    shutil.rmtree(out / "runs")
     with pytest.raises(UserError, match=r"--out .* holds other files than a prepared dataset"):
         prepare(PrepareSettings(raw=str(raw), out=str(raw)))
     assert (raw / VIDEOS).exists()
@@ -322,6 +332,30 @@ def test_only_a_dataset_or_an_empty_folder_is_written_over(raw: Path):
     out.write_text("")
     with pytest.raises(UserError, match="is a file"):
         run(raw)
+
+
+def test_a_disk_that_is_really_full_is_told_wherever_it_gets_full(raw: Path, small_disk: Path):
+    filler = small_disk / "filler"
+    for room in range(8, 120, 16):
+        filler.unlink(missing_ok=True)
+        filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - room * 1024))
+        with pytest.raises(UserError, match="cannot write .*out: no space left"):
+            prepare(PrepareSettings(raw=str(raw), out=str(small_disk / "out")))
+        assert list(small_disk.iterdir()) == [filler]
+
+
+def test_what_embed_wrote_beside_a_dataset_goes_with_it(raw: Path):
+    out = raw.parent / "out"
+    run(raw)
+    for name in ("photo_full_embs.npy", "comment_full_embs.npy", "photo_keys.npy", "embeddings.json"):
+        (out / name).write_text("")
+    with work_folder(out) as work:
+        work.parts.mkdir()
+        (work.parts / "of-an-interrupted-run.part").write_text("")
+    assert work.parts.is_dir()
+    run(raw)
+    assert not list(out.glob("*embs.npy"))
+    open_dataset(out, verify=True)
 
 
 def test_movielens_rows_are_looked_at_too(tmp_path: Path):

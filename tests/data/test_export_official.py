@@ -1,5 +1,7 @@
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -181,14 +183,30 @@ def test_vectors_beside_the_dataset_are_found(data: Path, tmp_path: Path):
     assert np.load(out / "comment_embs.npy").shape == (25, 2) and not (out / "photo_embs.npy").exists()
 
 
+def test_vectors_that_do_not_fit_the_disk_are_told(data: Path, tmp_path: Path, small_disk: Path):
+    """In a process of its own: writing to a map of a full disk would kill it."""
+    vectors = tmp_path / "vectors"
+    vectors.mkdir()
+    np.save(vectors / "photo_embs.npy", np.ones((9, 8), np.float32))
+    np.save(vectors / "comment_embs.npy", np.ones((25, 12_000), np.float32))
+    words = ["export-official", str(data), "--out", str(small_disk / "out"), "--embeddings", str(vectors)]
+    done = subprocess.run(
+        [sys.executable, "-m", "lsvcr", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "out: no space left" in done.stderr
+    assert list(small_disk.iterdir()) == []
+
+
 def test_only_an_export_or_an_empty_folder_is_written_over(data: Path, tmp_path: Path):
     export_official(data, tmp_path)
-    (tmp_path / "stale.txt").write_text("x")
     export_official(data, tmp_path)
-    assert not (tmp_path / "stale.txt").exists()
+    (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(
-        UserError, match=r"holds other files than an official export; give a new or empty folder"
+        UserError, match=r"holds other files than an official export: notes\.txt\. .* empty one"
     ):
+        export_official(data, tmp_path)
+    assert (tmp_path / "notes.txt").exists()
+    with pytest.raises(UserError, match=r"holds other files than an official export: "):
         export_official(data, data)
     with pytest.raises(UserError, match=r"--max_history must not be negative"):
         export_official(data, tmp_path, max_history=-1)

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -283,4 +284,41 @@ def test_tiny_takes_a_second_and_mistakes_are_explained(tmp_path: Path) -> None:
         make(tmp_path / "x", preset="tiny", language="fr")
     with pytest.raises(UserError, match="no planted truth"):
         load_truth(tmp_path)
+    with pytest.raises(UserError, match="--seed -1 must not be negative"):
+        make(tmp_path / "x", preset="tiny", seed=-1)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_disk_that_is_really_full_is_told_wherever_it_gets_full(small_disk: Path) -> None:
+    filler = small_disk / "filler"
+    for room in (16, 80, 160, 200):
+        filler.unlink(missing_ok=True)
+        filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - room * 1024))
+        with pytest.raises(UserError, match="cannot write .*world: no space left"):
+            make(small_disk / "world", preset="tiny")
+        assert list(small_disk.iterdir()) == [filler]
+
+
+def test_only_a_world_or_an_empty_folder_is_written_over(tmp_path: Path) -> None:
+    world = tmp_path / "world"
+    world.mkdir()
+    before = digest(make(world, preset="tiny"))
+    make(world, preset="tiny", seed=1)
+    assert digest(make(world, preset="tiny")) == before
+    (world / "data").mkdir()
+    (world / "data" / "manifest.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"other files than a simulated world: data/manifest\.json\. .*empty one"
+    ):
+        make(world, preset="tiny")
+    for others in ({"best.safetensors": "a month"}, {"simulation.json": "[]"}, {"simulation.json": "{}"}):
+        project = tmp_path / "project"
+        (project / "ckpt").mkdir(parents=True)
+        for name, text in others.items():
+            (project / "ckpt" / name).write_text(text)
+        with pytest.raises(UserError, match="other files than a simulated world: ckpt/"):
+            make(project, preset="tiny")
+        with pytest.raises(UserError, match="other files than a simulated world: "):
+            make(project / "ckpt", preset="tiny")
+        assert [path.name for path in (project / "ckpt").iterdir()] == list(others)
+        shutil.rmtree(project)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lsvcr.evaluation import lists
+from lsvcr.evaluation import lists, metrics
 from lsvcr.evaluation.lists import Banned, ListTally, best, gini
 
 CPU = torch.device("cpu")
@@ -94,6 +94,18 @@ def test_a_constant_scorer_recommends_evenly() -> None:
 def test_one_list_for_all_covers_k_items_and_is_concentrated() -> None:
     _, overall = tally([[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]] * 50, ["coverage@1", "gini@1"])
     assert overall == {"coverage@1": 1 / 6, "gini@1": pytest.approx(5 / 6)}
+
+
+def test_a_k_beyond_the_catalogue_is_the_whole_of_it() -> None:
+    scores, banned = [[6.0, 6.0, 4.0, 3.0, 3.0, 3.0], [1.0] * 6], (torch.tensor([0, 0]), torch.tensor([1, 4]))
+    words, most = lists.LIST_METRICS, metrics.LARGEST_K
+    values, overall = tally(scores, [f"{word}@{k}" for word in words for k in (6, 7, most)], banned=banned)
+    for k in (7, most):
+        for word in lists.PER_ROW:
+            assert values[f"{word}@{k}"].tolist() == values[f"{word}@6"].tolist()
+        for word in lists.OVERALL:
+            assert overall[f"{word}@{k}"] == overall[f"{word}@6"]
+    assert overall["coverage@6"] == 1 and values["arp@6"][1] == COUNTS.sum() / 6
 
 
 def test_what_is_banned_is_not_recommended_and_short_lists_count_as_they_are() -> None:

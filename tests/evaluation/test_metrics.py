@@ -9,11 +9,11 @@ import pytest
 
 from lsvcr.evaluation import lists, metrics
 from lsvcr.evaluation.metrics import (
+    LARGEST_K,
     METRICS,
     Ranks,
     average_precision,
     compute,
-    expected_rank,
     hit_rate,
     mrr,
     ndcg,
@@ -148,12 +148,36 @@ def test_rows_without_positives_and_unlisted_positives_are_zero_not_nan() -> Non
         assert np.isfinite(values).all()
         assert values[:2].tolist() == [0, 0]
     assert recall(places, 5)[2] == 1 / 2
-    assert expected_rank(places).tolist() == [np.inf, 1, np.inf]
 
 
 def test_all_positives_beyond_more_candidates_than_k() -> None:
     assert mrr(ranks([[(3, 2), (3, 2)]]), 3).tolist() == [0]
     assert mrr(ranks([[(0, 2), (0, 2)]]), 10) == pytest.approx([1])
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_k_beyond_all_candidates_costs_no_more_than_they_do(name: str) -> None:
+    places = ranks([[(0, 2), (3, 1)], [(1, 4)], [], [(0, 0)], [(6, 1)]])
+    for k in (7, 8, LARGEST_K):
+        found = compute(places, (f"{name}@{k}",))[f"{name}@{k}"]
+        expected = compute(places, (f"{name}@7",))[f"{name}@7"]
+        assert np.allclose(found, expected * (7 / k if name == "precision" else 1), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("ndcg@010", "write ndcg@10, without a 0"),
+        ("mrr@100000000000", "a K of at most 2,147,483,647"),
+        (f"recall@{'9' * 5000}", "a K of at most 2,147,483,647"),
+        ("recall@000", "a K of at least 1"),
+    ],
+)
+def test_a_k_has_one_spelling_and_a_bound(name: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        compute(single([0]), (name,))
+    with pytest.raises(UserError, match=told):
+        lists.split_metrics(["ndcg@10", name])
 
 
 @pytest.mark.parametrize("name", ["ndgc@5", "ndcg", "ndcg@0", "ndcg@x", "recall@-1"])

@@ -293,11 +293,17 @@ def test_what_is_no_bundle_is_not_replaced(tiny: Place, tmp_path: Path) -> None:
     run = tiny.run(Task.REC)
     for there in (tiny.data, run):
         before = siblings(there / "x")
-        with pytest.raises(UserError, match="something else than a bundle"):
+        with pytest.raises(UserError, match="holds other files than a bundle"):
             export(tiny.settings(run, out=str(there)))
         assert siblings(there / "x") == before
     (tmp_path / "empty").mkdir()
-    export(tiny.settings(run, out=str(tmp_path / "empty"), verify_rows=1))
+    settings = tiny.settings(run, out=str(tmp_path / "empty"), verify_rows=1)
+    export(settings)
+    export(settings)
+    (tmp_path / "empty" / "changes.journal").write_text("acknowledged")
+    with pytest.raises(UserError, match=r"other files than a bundle: changes\.journal"):
+        export(settings)
+    assert (tmp_path / "empty" / "changes.journal").read_text() == "acknowledged"
 
 
 def test_checkpoints_that_do_not_go_together(tiny: Place, named: Place, tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ import errno
 import logging
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -174,20 +172,6 @@ def test_a_kill_between_the_two_renames_of_an_exchange_is_undone(run: Path, mode
     (run / "new").rename(run / ".tmp-0123abce-last")
     assert interrupted(run)
     assert step_of(newest_good(run)) == 7 and names(run) == ["best", "last"]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("only root can mount a small file system")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_disk_that_is_really_full(small_disk: Path, model: AlignedModel) -> None:

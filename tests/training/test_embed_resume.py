@@ -13,6 +13,7 @@ from lsvcr.data.vectors import load_embeddings
 from lsvcr.schema import (
     BEST_DIR,
     COMMENT_FULL_EMBEDDINGS_FILE,
+    EMBED_WORK_DIR,
     EMBEDDINGS_MANIFEST_FILE,
     VIDEO_FULL_EMBEDDINGS_FILE,
 )
@@ -112,7 +113,7 @@ def interrupt(monkeypatch, run_settings, batch=7):
 
 
 def parts_of(folder):
-    return sorted((folder / embed_write._WORK / "parts").glob("*.part"))
+    return sorted((folder / EMBED_WORK_DIR / "parts").glob("*.part"))
 
 
 def test_killed_anywhere_and_given_again(tiny_dataset, run, tmp_path, monkeypatch, straight):
@@ -178,7 +179,7 @@ embed({wanted("begun by two")!r})
     assert contents(tmp_path / "two") == straight, ended.stderr
     assert contents(tmp_path / "begun by one") == straight
     assert "parts are done" in ended.stderr
-    assert names(tmp_path / "begun by two") == [embed_write._WORK] and parts_of(tmp_path / "begun by two")
+    assert names(tmp_path / "begun by two") == [EMBED_WORK_DIR] and parts_of(tmp_path / "begun by two")
     encoded = count_texts(monkeypatch)
     embed(wanted("begun by two"))
     assert contents(tmp_path / "begun by two") == straight
@@ -321,4 +322,4 @@ def test_killed_between_the_last_moves_is_noticed_by_the_reader(tiny_dataset, tm
     # Even with --overwrite: the command that is given again was at its end.
     embed(settings(tiny_dataset.root, out, overwrite=True))
     load_embeddings(out, COMMENT_FULL_EMBEDDINGS_FILE, rows, tiny_dataset.data_hash)
-    assert not encoded and embed_write._WORK not in names(out)
+    assert not encoded and EMBED_WORK_DIR not in names(out)

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
+from safetensors.numpy import save_file
 
 from lsvcr.utils import io
 from lsvcr.utils.errors import UserError
@@ -63,6 +65,32 @@ def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a file"), io.atomic_dir(tmp_path / "out"):
         pass
     assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_only_a_folder_of_known_files_may_be_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    io.check_replaceable(out, "a world", ())
+    (out / "deep" / "truth").mkdir(parents=True)
+    io.check_replaceable(out, "a world", ())
+    (out / "world.json").touch()
+    (out / "deep" / "truth" / "users.npy").touch()
+    own = ("world.json", "deep/truth/")
+    io.check_replaceable(out, "a world", own)
+    with pytest.raises(UserError, match=r"--out .*out holds other files than a world: world\.json\. "):
+        io.check_replaceable(out, "a world", ())
+    (out / "linked").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"a world: linked\. .* give a new or empty one, or move them away"):
+        io.check_replaceable(out, "a world", own)
+
+
+def test_a_mount_point_is_refused_before_the_work(small_disk: Path) -> None:
+    with pytest.raises(UserError, match="something is mounted there.* a folder inside it"):
+        io.check_replaceable(small_disk, "a world", ())
+    with pytest.raises(UserError, match="something is mounted there"), io.atomic_dir(small_disk):
+        raise AssertionError("the work has begun")
+    with io.atomic_dir(small_disk / "inside"):
+        pass
+    assert names(small_disk) == ["inside"]
 
 
 KILLED = """
@@ -144,6 +172,35 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a parent of it is a file"):
         (tmp_path / "file").write_text("")
         io.write_json(tmp_path / "file" / "below.json", {})
+
+
+WRITERS = {
+    "numpy": lambda path: np.save(path, np.zeros(1 << 18)),
+    "numpy, mapped": lambda path: io.create_npy(path, np.float64, (1 << 18,)),
+    "parquet": lambda path: pl.DataFrame({"a": np.random.default_rng(0).random(1 << 18)}).write_parquet(path),
+    "csv": lambda path: pl.DataFrame({"a": np.zeros(1 << 19)}).write_csv(path),
+    "safetensors": lambda path: save_file({"a": np.zeros(1 << 18)}, path),
+    "python": lambda path: path.write_bytes(bytes(1 << 21)),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_whoever_meets_a_really_full_disk_it_is_told_and_nothing_is_left(
+    small_disk: Path, writer: str
+) -> None:
+    for write, what in ((io.atomic_dir, "folder"), (io.atomic_file, "file.npy")):
+        with (
+            pytest.raises(UserError, match=f"cannot write .*{what}: no space left"),
+            write(small_disk / what) as path,
+        ):
+            WRITERS[writer](path / "x.npy" if path.is_dir() else path)
+    assert names(small_disk) == []
+
+
+def test_other_errors_of_a_writer_stay_what_they_are(tmp_path: Path) -> None:
+    for error in (OSError("no reason"), OSError(errno.EIO, "broken"), ValueError("12 requested")):
+        with pytest.raises(type(error)), io.atomic_dir(tmp_path / "out"):
+            raise error
 
 
 def test_json_round_trip_and_its_errors(tmp_path: Path) -> None:

@@ -25,12 +25,16 @@ from lsvcr.data.simulation.writer import Writer
 from lsvcr.settings import SimulateSettings
 from lsvcr.settings.bounds import check_bounds
 from lsvcr.utils.errors import UserError
-from lsvcr.utils.io import atomic_dir, write_json
+from lsvcr.utils.io import atomic_dir, check_replaceable, read_json, write_json
 from lsvcr.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
 SIMULATION_VERSION = 2
+_ABOUT_FILE = "simulation.json"
+_LIKES_FILE, _TOUCHES_FILE = "user_video_inter.csv", "user_comment_inter.csv"
+_USERS_FILE, _VIDEOS_FILE, _COMMENTS_FILE = "user_features.csv", "video_features.csv", "comment_features.csv"
+_FILES = (_ABOUT_FILE, _LIKES_FILE, _TOUCHES_FILE, _USERS_FILE, _VIDEOS_FILE, _COMMENTS_FILE, f"{TRUTH_DIR}/")
 _VIDEOS, _COMMENTS, _IDS, _TASTES, _ACTS, _TITLES, _CONTENTS, _EXTRAS, _SHARES = range(9)
 
 
@@ -43,7 +47,7 @@ def simulate(settings: SimulateSettings) -> Path:
         The folder `settings.out`.
 
     Raises:
-        UserError: no `out`, an unknown preset or language, or a seed below 0.
+        UserError: no `out`, one that holds other files, an unknown preset or language, or a negative seed.
     """
     if not settings.out:
         raise UserError("simulate needs --out FOLDER, the folder that receives the raw files")
@@ -52,6 +56,7 @@ def simulate(settings: SimulateSettings) -> Path:
     if settings.language not in ("en", "zh"):
         raise UserError(f"unknown language {settings.language!r}: use en or zh")
     check_bounds(settings)
+    check_replaceable(settings.out, "a simulated world", _FILES if _is_world(Path(settings.out)) else ())
     preset, seed = PRESETS[settings.preset], settings.seed
     lexicon = load_lexicon(settings.language)
     world = _plant(preset, lexicon, seed)
@@ -61,7 +66,7 @@ def simulate(settings: SimulateSettings) -> Path:
         _describe(folder, world, lexicon, seed)
         save_truth(folder / TRUTH_DIR, world, tastes, users, lexicon)
         write_json(
-            folder / "simulation.json",
+            folder / _ABOUT_FILE,
             {
                 "version": SIMULATION_VERSION,
                 "preset": settings.preset,
@@ -76,6 +81,15 @@ def simulate(settings: SimulateSettings) -> Path:
         f"{counts['likes']:,} likes, {counts['comment_likes']:,} comment interactions"
     )
     return Path(settings.out)
+
+
+def _is_world(folder: Path) -> bool:
+    """True when `folder` holds what this command wrote, in any version."""
+    try:
+        about = read_json(folder / _ABOUT_FILE)
+    except UserError:
+        return False
+    return isinstance(about, dict) and {"version", "preset", "seed"} <= about.keys()
 
 
 def _plant(preset: Preset, lexicon: Lexicon, seed: int) -> Samplers:
@@ -103,9 +117,9 @@ def _act(folder: Path, world: Samplers, users: np.ndarray, seed: int) -> tuple[T
     """Everything people do, a block of users at a time."""
     preset = world.preset
     share = np.random.default_rng((seed, _SHARES)).lognormal(0.0, 0.4, len(world.related))
-    inter = tables.CsvWriter(folder / "user_video_inter.csv")
-    comment_inter = tables.CsvWriter(folder / "user_comment_inter.csv")
-    features = tables.CsvWriter(folder / "user_features.csv")
+    inter = tables.CsvWriter(folder / _LIKES_FILE)
+    comment_inter = tables.CsvWriter(folder / _TOUCHES_FILE)
+    features = tables.CsvWriter(folder / _USERS_FILE)
     parts, counts = [], {"users": len(users), "likes": 0, "comment_likes": 0, "unliked": 0}
     for block, start in enumerate(range(0, len(users), preset.user_block)):
         ids = users[start : start + preset.user_block]
@@ -129,7 +143,7 @@ def _describe(folder: Path, world: Samplers, lexicon: Lexicon, seed: int) -> Non
     """Titles and comments, a block of rows at a time."""
     videos, comments, block = world.videos, world.comments, world.preset.text_block
     categories = np.array([topic.domain for topic in lexicon.topics])
-    out = tables.CsvWriter(folder / "video_features.csv")
+    out = tables.CsvWriter(folder / _VIDEOS_FILE)
     for start in range(0, len(videos), block):
         rows = slice(start, start + block)
         writer = Writer(lexicon, np.random.default_rng((seed, _TITLES, start)))
@@ -137,7 +151,7 @@ def _describe(folder: Path, world: Samplers, lexicon: Lexicon, seed: int) -> Non
         captions = [writer.title(*row) for row in zip(*(c[rows].tolist() for c in columns), strict=True)]
         extras = np.random.default_rng((seed, _EXTRAS, 0, start))
         out.add(tables.video_features(extras, videos, captions, categories, start))
-    out = tables.CsvWriter(folder / "comment_features.csv")
+    out = tables.CsvWriter(folder / _COMMENTS_FILE)
     for start in range(0, len(comments), block):
         rows = slice(start, start + block)
         writer = Writer(lexicon, np.random.default_rng((seed, _CONTENTS, start)))
