@@ -25,7 +25,9 @@ _UNREADABLE_LINES = (pl.exceptions.ComputeError, OSError)
 
 
 class LineTable:
-    """One file without header, UTF-8 with or without BOM, any line ends, plain or gzip (`.gz`); blank lines are passed.
+    """One file without header, UTF-8 with or without BOM, plain or gzip (`.gz`).
+
+    Lines end in LF or CRLF; blank ones are passed.
 
     Args:
         path: the file.
