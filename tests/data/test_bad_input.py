@@ -340,6 +340,18 @@ def test_another_delimiter_is_recognised(raw: Path, mark: str, word: str):
         run(raw)
 
 
+def test_further_columns_may_have_any_name(raw: Path):
+    before = open_dataset(run(raw)).data_hash
+    for path in raw.iterdir():
+        header, *lines = path.read_text(encoding="utf-8").splitlines()
+        numbered = [f"{len(lines) - number},9,{text}" for number, text in enumerate(lines)]
+        path.write_text("\n".join([f"row,fault,{header}", *numbered, ""]), encoding="utf-8")
+    assert open_dataset(run(raw)).data_hash == before
+    edit(raw / COMMENT_INTER, line(2, "0,9,7,999,5,1,1,0"))
+    with pytest.raises(UserError, match=r"user_comment_inter\.csv, line 2: comment 999 is not among"):
+        run(raw)
+
+
 def test_a_column_named_twice(raw: Path):
     edit(raw / USERS, line(1, KUAICOMT_HEADERS[USERS].replace("gender", "age_range")))
     with pytest.raises(UserError, match=r"user_features\.csv, line 1: the header names 'age_range' twice"):

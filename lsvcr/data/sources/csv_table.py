@@ -21,8 +21,8 @@ from lsvcr.data.sources.spill import Spill, disk_full
 from lsvcr.utils.errors import UserError
 
 _MARKS = {";": "semicolons", "\t": "tabs", "|": "bars", "::": "double colons", ",": "commas"}
-_EXTRA = "__beyond_the_header__"
-_FAULT = "fault"
+_EXTRA = "\nbeyond the header"
+_FAULT = "\nfault"
 _TOO_MANY = 100
 _PERHAPS_TOO_FEW = 101
 """The last field is empty: a short row, or a whole one with an empty end; Polars reads both alike."""
@@ -71,7 +71,7 @@ class CsvTable:
                 are broken are reported whether it holds or not.
 
         Returns:
-            The needed columns typed by their kind, with `row`, in file order; and the number of rows in
+            The needed columns typed by their kind, with `ROW`, in file order; and the number of rows in
             the file, blank lines not counted.
 
         Raises:
@@ -83,7 +83,7 @@ class CsvTable:
     def collect_and_spill(
         self, bad: BadRows, keep: pl.Expr, spill: Spill, columns: Sequence[pl.Expr]
     ) -> tuple[pl.DataFrame, int]:
-        """As `collect`, and in the same reading `row` and `columns` of every whole row go to `spill`."""
+        """As `collect`, and in the same reading `ROW` and `columns` of every whole row go to `spill`."""
         frame, size, _ = self._collect(bad, keep, spill, columns)
         return frame, size
 
@@ -173,7 +173,7 @@ class CsvTable:
         )
 
     def _scan(self) -> pl.LazyFrame:
-        """Typed needed columns with `row` and `fault`: 0, 1 + the index of the bad column, or a constant."""
+        """Typed needed columns with `ROW` and `_FAULT`: 0, 1 + the index of the bad column, or a constant."""
         rows = pl.scan_csv(
             self.path,
             has_header=False,

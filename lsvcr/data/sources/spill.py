@@ -36,7 +36,7 @@ class Spill:
         return bool(self._files)
 
     def sink(self, rows: pl.LazyFrame) -> pl.LazyFrame:
-        """A query that writes `rows` (with `row`, ascending) to the next file, to be collected with others."""
+        """A query that writes `rows` (with `ROW`, ascending) to the next file, to be collected with others."""
         return rows.sink_ipc(self._next(), lazy=True)
 
     def write(self, rows: pl.DataFrame) -> None:
@@ -47,7 +47,7 @@ class Spill:
             raise disk_full(error) or error from None
 
     def leave_out(self, rows: list[int]) -> None:
-        """Pass over these rows (values of `row`) of the file written last: they turned out to be broken."""
+        """Pass over these rows (values of `ROW`) of the file written last: they turned out to be broken."""
         if rows:
             self._left_out[self._files[-1]] = rows
 
