@@ -4,7 +4,6 @@ Quantiles of whole numbers are exact (inverted distribution function): they come
 """
 
 from collections.abc import Callable
-from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,14 @@ import numpy as np
 from lsvcr import schema
 from lsvcr.data.assemble import COLD
 from lsvcr.data.audit_tally import chunks
+from lsvcr.data.calendar import date, outside
+from lsvcr.data.sources import OFFICIAL
 from lsvcr.data.store import CommentEvents, Dataset, VideoEvents
 from lsvcr.schema import Split, Task
 
 QUANTILES = {"p10": 0.1, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99}
 TOP_SHARE = 0.01
 SHOWN_REPEATS = 5
-_REAL_YEARS = (1990, 2100)
-"""Times outside of them are no calendar times."""
 
 
 def quantiles(values: np.ndarray) -> dict[str, float] | None:
@@ -103,16 +102,23 @@ def _impression_shares(dataset: Dataset) -> dict[str, float | None]:
 
 
 def time_span(dataset: Dataset) -> dict[str, Any]:
-    """First and last event in Unix ms, and as UTC dates unless the times are no calendar times."""
-    ends = [
-        (int(times.min()), int(times.max()))
-        for times in (dataset.video_events.times, dataset.comment_events.times)
-        if len(times)
-    ]
+    """First and last event in Unix ms, and as UTC dates unless the times are no calendar times.
+
+    `outside`: sentences about likes and comment interactions at no calendar times; none where times are counters.
+    """
+    named = {"likes": dataset.video_events.times, "comment interactions": dataset.comment_events.times}
+    ends = [(int(times.min()), int(times.max())) for times in named.values() if len(times)]
     if not ends:
-        return {"first_ms": None, "last_ms": None, "first": None, "last": None}
+        return {"first_ms": None, "last_ms": None, "first": None, "last": None, "outside": []}
     first, last = min(low for low, _ in ends), max(high for _, high in ends)
-    return {"first_ms": first, "last_ms": last, "first": _date(first), "last": _date(last)}
+    found = {} if dataset.manifest.get("source") == OFFICIAL else {k: outside(v) for k, v in named.items()}
+    return {
+        "first_ms": first,
+        "last_ms": last,
+        "first": date(first),
+        "last": date(last),
+        "outside": [wrong.says(what) for what, wrong in found.items() if wrong is not None],
+    }
 
 
 def texts(dataset: Dataset) -> dict[str, Any]:
@@ -257,14 +263,6 @@ def _concentration(dataset: Dataset) -> float | None:
     """Share of all likes that the most liked `TOP_SHARE` of the videos have."""
     popular = np.sort(np.bincount(dataset.video_events.items, minlength=dataset.n_videos + 1)[1:])[::-1]
     return _ratio(int(popular[: max(1, round(TOP_SHARE * len(popular)))].sum()), int(popular.sum()))
-
-
-def _date(milliseconds: int) -> str | None:
-    """ISO date in UTC, None for a time that no log has."""
-    first, last = (datetime(year, 1, 1, tzinfo=timezone.utc).timestamp() for year in _REAL_YEARS)
-    if not first <= milliseconds / 1000 < last:
-        return None
-    return datetime.fromtimestamp(milliseconds / 1000, tz=timezone.utc).date().isoformat()
 
 
 def _mean(flags: np.ndarray) -> float | None:

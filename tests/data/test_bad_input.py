@@ -1,4 +1,5 @@
 import gzip
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -356,6 +357,20 @@ def test_a_column_named_twice(raw: Path):
     edit(raw / USERS, line(1, KUAICOMT_HEADERS[USERS].replace("gender", "age_range")))
     with pytest.raises(UserError, match=r"user_features\.csv, line 1: the header names 'age_range' twice"):
         run(raw)
+
+
+def test_times_in_another_unit_are_warned_of(raw: Path, capsys: pytest.CaptureFixture):
+    run(raw)
+    assert "lie outside" not in capsys.readouterr().err
+    path = raw / COMMENT_INTER
+    path.write_text(re.sub(r",(\d{10}),", r",\g<1>000,", path.read_text()))
+    run(raw)
+    told = capsys.readouterr().err
+    assert (
+        "7 of 7 comment interactions lie outside of the years 1990 to 2100, a thousand times too large"
+        in told
+    )
+    assert "likes lie outside" not in told
 
 
 SETTINGS = {
