@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from lsvcr import schema
-from lsvcr.data.assemble import COLD
 from lsvcr.data.audit_tally import chunks
 from lsvcr.data.calendar import date, outside
 from lsvcr.data.sources import OFFICIAL
@@ -78,8 +77,8 @@ def shares(dataset: Dataset) -> dict[str, Any]:
         "repeated_comment_events_of_raw": _ratio(
             raw.get("repeated_comment_events"), raw.get("comment_events")
         ),
-        "cold_videos": _mean(train[1:] < COLD),
-        "cold_test_targets": {task.value: _targets_below(dataset, task, COLD) for task in Task},
+        "cold_videos": _mean(train[1:] < schema.COLD_BELOW),
+        "cold_test_targets": {task.value: _targets_below(dataset, task, schema.COLD_BELOW) for task in Task},
         "unseen_test_targets": {task.value: _targets_below(dataset, task, 1) for task in Task},
         "comm_rank_rows_with_one_candidate": {
             split.value: _mean(np.diff(dataset.candidates(Task.COMM_RANK, split).offsets) == 1)
