@@ -134,7 +134,7 @@ def _texts(dataset: Dataset, file: str, column: str) -> dict[str, Any]:
 
     text = pl.col(column)
     table = (
-        pl.scan_parquet(dataset.root / file)
+        pl.scan_parquet(dataset.root / file, glob=False)
         .select(characters=text.str.len_chars(), key=text.hash(), empty=text.str.strip_chars() == "")
         .with_row_index("row")
         .collect()
@@ -144,7 +144,7 @@ def _texts(dataset: Dataset, file: str, column: str) -> dict[str, Any]:
     top = (
         groups.filter(pl.col("times") > 1).sort("times", "row", descending=[True, False]).head(SHOWN_REPEATS)
     )
-    shown = pl.read_parquet(dataset.root / file, columns=[column])[column].gather(top["row"])
+    shown = pl.read_parquet(dataset.root / file, columns=[column], glob=False)[column].gather(top["row"])
     repeated = int(groups.filter(pl.col("times") > 1)["times"].sum())
     return {
         "texts": table.height,

@@ -54,7 +54,9 @@ class Spill:
     @property
     def rows(self) -> int:
         """How many rows `batches` gives."""
-        written = sum(int(pl.scan_ipc(file).select(pl.len()).collect().item()) for file in self._files)
+        written = sum(
+            int(pl.scan_ipc(file, glob=False).select(pl.len()).collect().item()) for file in self._files
+        )
         return written - sum(len(rows) for rows in self._left_out.values())
 
     def remove(self) -> None:
@@ -66,7 +68,7 @@ class Spill:
     def batches(self) -> Iterator[pl.DataFrame]:
         """All rows in order, at most `BATCH` at a time."""
         for file in self._files:
-            table = pl.scan_ipc(file)
+            table = pl.scan_ipc(file, glob=False)
             if file in self._left_out:
                 table = table.filter(~pl.col(ROW).is_in(self._left_out[file]))
             start = 0
