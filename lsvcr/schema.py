@@ -5,6 +5,9 @@ from enum import Enum
 PAD = 0
 """Index 0 is padding in every id space; row i of a table holds index i + 1."""
 
+COLD_BELOW = 5
+"""A video or comment with fewer interactions that training may know of is cold."""
+
 FORMAT_VERSION = 1
 """Version of the prepared dataset's layout; a reader refuses any other."""
 

@@ -17,9 +17,6 @@ from lsvcr.schema import COMMENT, LIKES, RAW_ID, TIME, USER, VIDEO, Split, Task
 from lsvcr.settings import PrepareSettings
 from lsvcr.utils.errors import UserError
 
-COLD = 5
-"""A video with fewer training interactions than this is cold."""
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -208,7 +205,7 @@ def dataset_counts(
         "comments": tables[schema.COMMENTS_FILE].height,
         "video_events": len(times),
         "comment_events": len(arrays["events/comment_items"]),
-        "cold_videos": int((arrays["train_counts/videos"][1:] < COLD).sum()),
+        "cold_videos": int((arrays["train_counts/videos"][1:] < schema.COLD_BELOW).sum()),
         "video_events_at_the_time_of_the_one_before": int(has_same_before.sum()),
         "samples": {
             task.value: {split.value: len(own) for split, own in parts.items()}

@@ -4,22 +4,20 @@ Quantiles of whole numbers are exact (inverted distribution function): they come
 """
 
 from collections.abc import Callable
-from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 
 from lsvcr import schema
-from lsvcr.data.assemble import COLD
 from lsvcr.data.audit_tally import chunks
+from lsvcr.data.calendar import date, outside
+from lsvcr.data.sources import OFFICIAL
 from lsvcr.data.store import CommentEvents, Dataset, VideoEvents
 from lsvcr.schema import Split, Task
 
 QUANTILES = {"p10": 0.1, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99}
 TOP_SHARE = 0.01
 SHOWN_REPEATS = 5
-_REAL_YEARS = (1990, 2100)
-"""Times outside of them are no calendar times."""
 
 
 def quantiles(values: np.ndarray) -> dict[str, float] | None:
@@ -79,8 +77,8 @@ def shares(dataset: Dataset) -> dict[str, Any]:
         "repeated_comment_events_of_raw": _ratio(
             raw.get("repeated_comment_events"), raw.get("comment_events")
         ),
-        "cold_videos": _mean(train[1:] < COLD),
-        "cold_test_targets": {task.value: _targets_below(dataset, task, COLD) for task in Task},
+        "cold_videos": _mean(train[1:] < schema.COLD_BELOW),
+        "cold_test_targets": {task.value: _targets_below(dataset, task, schema.COLD_BELOW) for task in Task},
         "unseen_test_targets": {task.value: _targets_below(dataset, task, 1) for task in Task},
         "comm_rank_rows_with_one_candidate": {
             split.value: _mean(np.diff(dataset.candidates(Task.COMM_RANK, split).offsets) == 1)
@@ -103,16 +101,23 @@ def _impression_shares(dataset: Dataset) -> dict[str, float | None]:
 
 
 def time_span(dataset: Dataset) -> dict[str, Any]:
-    """First and last event in Unix ms, and as UTC dates unless the times are no calendar times."""
-    ends = [
-        (int(times.min()), int(times.max()))
-        for times in (dataset.video_events.times, dataset.comment_events.times)
-        if len(times)
-    ]
+    """First and last event in Unix ms, and as UTC dates unless the times are no calendar times.
+
+    `outside`: sentences about likes and comment interactions at no calendar times; none where times are counters.
+    """
+    named = {"likes": dataset.video_events.times, "comment interactions": dataset.comment_events.times}
+    ends = [(int(times.min()), int(times.max())) for times in named.values() if len(times)]
     if not ends:
-        return {"first_ms": None, "last_ms": None, "first": None, "last": None}
+        return {"first_ms": None, "last_ms": None, "first": None, "last": None, "outside": []}
     first, last = min(low for low, _ in ends), max(high for _, high in ends)
-    return {"first_ms": first, "last_ms": last, "first": _date(first), "last": _date(last)}
+    found = {} if dataset.manifest.get("source") == OFFICIAL else {k: outside(v) for k, v in named.items()}
+    return {
+        "first_ms": first,
+        "last_ms": last,
+        "first": date(first),
+        "last": date(last),
+        "outside": [wrong.says(what) for what, wrong in found.items() if wrong is not None],
+    }
 
 
 def texts(dataset: Dataset) -> dict[str, Any]:
@@ -129,7 +134,7 @@ def _texts(dataset: Dataset, file: str, column: str) -> dict[str, Any]:
 
     text = pl.col(column)
     table = (
-        pl.scan_parquet(dataset.root / file)
+        pl.scan_parquet(dataset.root / file, glob=False)
         .select(characters=text.str.len_chars(), key=text.hash(), empty=text.str.strip_chars() == "")
         .with_row_index("row")
         .collect()
@@ -139,7 +144,7 @@ def _texts(dataset: Dataset, file: str, column: str) -> dict[str, Any]:
     top = (
         groups.filter(pl.col("times") > 1).sort("times", "row", descending=[True, False]).head(SHOWN_REPEATS)
     )
-    shown = pl.read_parquet(dataset.root / file, columns=[column])[column].gather(top["row"])
+    shown = pl.read_parquet(dataset.root / file, columns=[column], glob=False)[column].gather(top["row"])
     repeated = int(groups.filter(pl.col("times") > 1)["times"].sum())
     return {
         "texts": table.height,
@@ -257,14 +262,6 @@ def _concentration(dataset: Dataset) -> float | None:
     """Share of all likes that the most liked `TOP_SHARE` of the videos have."""
     popular = np.sort(np.bincount(dataset.video_events.items, minlength=dataset.n_videos + 1)[1:])[::-1]
     return _ratio(int(popular[: max(1, round(TOP_SHARE * len(popular)))].sum()), int(popular.sum()))
-
-
-def _date(milliseconds: int) -> str | None:
-    """ISO date in UTC, None for a time that no log has."""
-    first, last = (datetime(year, 1, 1, tzinfo=timezone.utc).timestamp() for year in _REAL_YEARS)
-    if not first <= milliseconds / 1000 < last:
-        return None
-    return datetime.fromtimestamp(milliseconds / 1000, tz=timezone.utc).date().isoformat()
 
 
 def _mean(flags: np.ndarray) -> float | None:

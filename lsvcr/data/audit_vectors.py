@@ -144,6 +144,8 @@ def _text_numbers(file: Path, column: str) -> tuple[np.ndarray, int]:
     import polars as pl
 
     text = pl.col(column)
-    table = pl.scan_parquet(file).select(told=text.str.strip_chars() != "", key=text.hash()).collect()
+    table = (
+        pl.scan_parquet(file, glob=False).select(told=text.str.strip_chars() != "", key=text.hash()).collect()
+    )
     told = table["told"].to_numpy()
     return np.concatenate([[False], told]), table.filter(pl.col("told"))["key"].n_unique()

@@ -123,6 +123,9 @@ def _order(local: np.ndarray, bits: np.ndarray) -> np.ndarray:
 
 def _distinct(key: np.uint64, rows: np.ndarray, k: int, n: np.ndarray | int) -> np.ndarray:
     """int32 (len(rows), k): k distinct numbers below n, every subset as likely (Floyd's method)."""
+    if not len(rows):
+        # k may be any number that was asked for where no list is as long.
+        return np.empty((0, 0), np.int32)
     chosen = np.empty((k, len(rows)), np.int32)
     for step in range(k):
         top = n - k + step

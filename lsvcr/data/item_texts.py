@@ -5,7 +5,7 @@ This is the one place for that format, whoever reads the texts: vectors made onc
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +13,6 @@ from lsvcr import schema
 from lsvcr.data.store import Dataset
 from lsvcr.data.text_slices import TextSlices
 from lsvcr.utils.errors import UserError
-
-ItemPrompt = Literal["none", "hllm"]
 
 HLLM_PROMPT = "Compress the following sentence into embedding: "
 """Chen et al. 2024 (arXiv 2409.12740)."""

@@ -171,7 +171,7 @@ class Texts:
     def _series(self) -> Any:
         import polars as pl
 
-        texts = pl.read_parquet(self._path, columns=[self._column])[self._column]
+        texts = pl.read_parquet(self._path, columns=[self._column], glob=False)[self._column]
         return pl.concat([pl.Series(self._column, [""]), texts])
 
 
@@ -240,7 +240,7 @@ class Dataset:
 
         path = self.root / _TABLES[kind]
         try:
-            return pl.read_parquet(path, columns=[name])[name]
+            return pl.read_parquet(path, columns=[name], glob=False)[name]
         except pl.exceptions.ColumnNotFoundError:
             known = ", ".join(pl.read_parquet_schema(path))
             raise UserError(f"{path} has no column {name!r}; it has {known}") from None

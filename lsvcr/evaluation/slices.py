@@ -3,10 +3,7 @@
 import numpy as np
 
 from lsvcr.data.rank import RankData
-from lsvcr.schema import Task
-
-COLD_BELOW = 5
-"""A target with fewer training interactions is cold."""
+from lsvcr.schema import COLD_BELOW, Task
 
 MEDIUM_FROM, LONG_FROM = 10, 20
 """Liked videos before the cut, all of them, not only the latest that a model is shown (stage one: 20)."""

@@ -53,6 +53,8 @@ def _rows(report: Mapping[str, Any]) -> Warned:
 
 
 def _times(report: Mapping[str, Any]) -> Warned:
+    for sentence in report["time"]["outside"]:
+        yield "no_calendar_times", sentence
     ties = report["shares"]["likes_at_the_time_of_the_one_before"] or 0.0
     temporal = (
         ""

@@ -352,6 +352,30 @@ def test_dates_are_those_of_the_log_and_counters_have_none(copy):
         copy.save(name, np.arange(len(copy.load(name))))
     found = audit_facts.time_span(copy.open())
     assert found["first_ms"] == 0 and found["first"] is None
+    assert len(found["outside"]) == 2
+    manifest = json.loads((copy.root / "manifest.json").read_text())
+    (copy.root / "manifest.json").write_text(json.dumps({**manifest, "source": "official"}))
+    assert audit_facts.time_span(copy.open())["outside"] == []
+
+
+@pytest.mark.parametrize(
+    ("factor", "looks"),
+    [
+        (1e-3, "a thousand times too small, as if seconds had been read as milliseconds"),
+        (1e3, "a thousand times too large, as if milliseconds had been read as seconds"),
+        (1e6, "a million times too large, as if microseconds had been read as seconds"),
+    ],
+)
+def test_times_in_another_unit_are_told_for_likes_and_comments_apart(copy, factor, looks):
+    assert audit_facts.time_span(copy.open())["outside"] == []
+    for name, what in (("video", "likes"), ("comment", "comment interactions")):
+        times = copy.load(f"events/{name}_times")
+        copy.save(f"events/{name}_times", (times * factor).astype(np.int64))
+        (found,) = audit_facts.time_span(copy.open())["outside"]
+        assert found.startswith(
+            f"{len(times)} of {len(times)} {what} lie outside of the years 1990 to 2100, {looks}; unless"
+        )
+        copy.save(f"events/{name}_times", times)
 
 
 @pytest.fixture

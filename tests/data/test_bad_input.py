@@ -1,4 +1,5 @@
 import gzip
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -188,6 +189,63 @@ def test_lines_are_counted_where_fields_hold_line_breaks(tmp_path: Path):
         run(raw)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_rows_end_at_line_feeds_alone(raw: Path, end: str):
+    """A short last row that must be told from one with an empty end lets Python's reader look for rows as well."""
+    lines = (raw / VIDEOS).read_text(encoding="utf-8").splitlines()
+    lines[2] = lines[2].replace("video 2", "vid\reo 2")
+    lines[3] = lines[3].replace("video 3", '"vid\reo\r\n3"')
+    lines[5] = lines[5].replace("pets", "")
+    path = raw / VIDEOS
+    path.write_bytes(end.join([*lines, ""]).encode())
+    titles = open_dataset(run(raw)).titles()
+    assert titles[2] == "vid\reo 2" and titles[3] == "vid\reo\r\n3" and len(titles) == 9
+    lines[7] = lines[7].removesuffix(",pets")
+    path.write_bytes(end.join([*lines, ""]).encode())
+    with pytest.raises(UserError, match=r"line 9: 6 fields are too few, the header has 7\. Mend"):
+        run(raw)
+    skipped = open_dataset(run(raw, skip_bad_rows=True, user_core=2)).manifest["skipped_rows"]
+    assert skipped[VIDEOS]["rows"] == 1
+    lines[7] += '"'
+    path.write_bytes(end.join([*lines, ""]).encode())
+    with pytest.raises(UserError, match="line 9: the quotes do not match"):
+        run(raw)
+
+
+def test_lines_that_end_in_cr_alone(raw: Path):
+    path = raw / VIDEOS
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r"))
+    with pytest.raises(
+        UserError, match=r"video_features\.csv: its lines end in CR alone; write them with LF"
+    ):
+        run(raw)
+
+
+ESCAPED = {
+    "a word": r'"the \"best\" cat"',
+    "a comma between": r'"the \"best, ever\" cat"',
+    "at the end": r'"a screen of 5\""',
+    "a line before": '"so\nthe \\"best\\" cat"',
+}
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("case", ESCAPED)
+def test_quotes_with_a_backslash_before_them_always_stop(raw: Path, case: str, skip: bool):
+    edit(raw / VIDEOS, line(4, f"3,902,NORMAL,2023-09-30,{ESCAPED[case]},18000.0,pets"))
+    edit(raw / VIDEOS, line(3, r'2,902,NORMAL,2023-09-30,"a, path: C:\",18000.0,pets'))
+    with pytest.raises(UserError, match=r'csv, line 4: a quote inside .*backslash.*option\("escape"'):
+        run(raw, skip_bad_rows=skip)
+
+
+def test_a_backslash_is_a_sign_like_any_other(raw: Path):
+    texts = [r'"a, path: C:\"', r'"a, ""quoted\"" one"', r"C:\new"]
+    for number, text in enumerate(texts, start=2):
+        edit(raw / VIDEOS, line(number, f"{number - 1},902,NORMAL,2023-09-30,{text},18000.0,pets"))
+    titles = open_dataset(run(raw)).titles()
+    assert titles.take([1, 2, 3]) == ["a, path: C:\\", 'a, "quoted\\" one', r"C:\new"]
+
+
 DAMAGE = {
     "an open quote": (line(3, '2,902,NORMAL,2023-09-30,"open,18000.0,pets'), 3, "the quotes do not match"),
     "a quote in the middle": (
@@ -285,10 +343,36 @@ def test_another_delimiter_is_recognised(raw: Path, mark: str, word: str):
         run(raw)
 
 
+def test_further_columns_may_have_any_name(raw: Path):
+    before = open_dataset(run(raw)).data_hash
+    for path in raw.iterdir():
+        header, *lines = path.read_text(encoding="utf-8").splitlines()
+        numbered = [f"{len(lines) - number},9,{text}" for number, text in enumerate(lines)]
+        path.write_text("\n".join([f"row,fault,{header}", *numbered, ""]), encoding="utf-8")
+    assert open_dataset(run(raw)).data_hash == before
+    edit(raw / COMMENT_INTER, line(2, "0,9,7,999,5,1,1,0"))
+    with pytest.raises(UserError, match=r"user_comment_inter\.csv, line 2: comment 999 is not among"):
+        run(raw)
+
+
 def test_a_column_named_twice(raw: Path):
     edit(raw / USERS, line(1, KUAICOMT_HEADERS[USERS].replace("gender", "age_range")))
     with pytest.raises(UserError, match=r"user_features\.csv, line 1: the header names 'age_range' twice"):
         run(raw)
+
+
+def test_times_in_another_unit_are_warned_of(raw: Path, capsys: pytest.CaptureFixture):
+    run(raw)
+    assert "lie outside" not in capsys.readouterr().err
+    path = raw / COMMENT_INTER
+    path.write_text(re.sub(r",(\d{10}),", r",\g<1>000,", path.read_text()))
+    run(raw)
+    told = capsys.readouterr().err
+    assert (
+        "7 of 7 comment interactions lie outside of the years 1990 to 2100, a thousand times too large"
+        in told
+    )
+    assert "likes lie outside" not in told
 
 
 SETTINGS = {

@@ -50,6 +50,13 @@ def test_comment_rows_hold_each_positive_once_and_comments_of_the_video(sizes, n
         assert set(own) <= set(row) <= set(lists[video - 1])
 
 
+def test_more_candidates_than_any_list_has_are_all_there_are():
+    samples, video_comments = long_lists()
+    expected = comm_rank_candidates(samples, video_comments, 40, 3, Split.VAL)
+    found = comm_rank_candidates(samples, video_comments, 10**15, 3, Split.VAL)
+    assert np.array_equal(found.offsets, expected.offsets) and np.array_equal(found.items, expected.items)
+
+
 def long_lists() -> tuple[Samples, Csr]:
     """300 rows over a list of 40 comments and one of 12, two positives each."""
     video_comments = csr([[], list(range(1, 41)), list(range(41, 53))])

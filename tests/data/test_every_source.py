@@ -39,6 +39,17 @@ WORLDS: dict[str, tuple[str, Callable[[Path], Path]]] = {
 }
 
 
+def test_a_folder_whose_name_is_a_pattern(tmp_path: Path, capsys: pytest.CaptureFixture):
+    raw, out = small_kuaicomt(tmp_path / "raw*"), tmp_path / "data[1]?{a}"
+    assert cli.main(["prepare", "kuaicomt", "--raw", str(raw), "--out", str(out)]) == 0
+    data = open_dataset(out)
+    assert data.titles()[1] == "video 1" and data.raw_ids("users").to_list() == [7, 8, 1000]
+    assert data.impressions is not None and len(data.impressions.items) == 36
+    capsys.readouterr()
+    assert cli.main(["doctor", str(out), "--llm", "none", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["texts"]["titles"]["texts"] == 8
+
+
 def test_no_source_is_forgotten():
     assert {source for source, _ in WORLDS.values()} == set(SOURCES)
 

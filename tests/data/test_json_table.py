@@ -7,7 +7,7 @@ import pytest
 
 from lsvcr.data.sources import json_table
 from lsvcr.data.sources.json_table import Field, JsonTable
-from lsvcr.data.sources.logs import LISTED, BadRows
+from lsvcr.data.sources.logs import LISTED, ROW, BadRows
 from lsvcr.utils.errors import UserError
 
 FIELDS = [Field("id", "key"), Field("stars", "number"), Field("note", "text", needed=False)]
@@ -37,14 +37,14 @@ def test_lines_are_json_or_python_literals(path: Path, end: bytes):
     rows = table(path, b"\xef\xbb\xbf" + GOOD[0].encode(), *GOOD[1:], end=end)
     frame, size = rows.collect(BadRows(False))
     assert frame.rows() == ROWS and size == 3
-    assert frame.schema == {"row": pl.UInt32, "id": pl.String, "stars": pl.Float64, "note": pl.String}
+    assert frame.schema == {ROW: pl.UInt32, "id": pl.String, "stars": pl.Float64, "note": pl.String}
     assert rows.places([0, 3]) == [f"{path}, line 1", f"{path}, line 4"]
 
 
 def test_blocks_and_packed_files_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     lines = [json.dumps({"id": f"u{i}", "stars": i if i % 5 else "many"}) for i in range(23)]
     expected = table(tmp_path / "a.json", *lines).collect(BadRows(True))[0]
-    assert expected.height == 18 and expected["row"].to_list() == [i for i in range(23) if i % 5]
+    assert expected.height == 18 and expected[ROW].to_list() == [i for i in range(23) if i % 5]
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(gzip.compress((tmp_path / "a.json").read_bytes()))
     for block in (1, 4, 100):

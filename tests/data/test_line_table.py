@@ -6,7 +6,7 @@ import pytest
 
 from lsvcr.data.sources.columns import Column
 from lsvcr.data.sources.line_table import LineTable
-from lsvcr.data.sources.logs import LISTED, BadRows
+from lsvcr.data.sources.logs import LISTED, ROW, BadRows
 from lsvcr.utils.errors import UserError
 
 ID, TEXT, TIME = Column("id", "id"), Column("text", "text"), Column("time", "seconds")
@@ -37,7 +37,7 @@ def test_only_needed_columns_come_back_and_keep_filters(path: Path):
     rows, size = LineTable(path, [flag, ID], ["id", "other", "flag"], "|").collect(
         BadRows(False), keep=pl.col("flag")
     )
-    assert rows.rows() == [(0, True, 1), (2, True, 3)] and rows.columns == ["row", "flag", "id"]
+    assert rows.rows() == [(0, True, 1), (2, True, 3)] and rows.columns == [ROW, "flag", "id"]
     assert size == 3
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lsvcr.data.assemble import Prepared, assemble
 from lsvcr.data.prepare import prepare
-from lsvcr.data.sources.logs import BadRows, RawLogs
+from lsvcr.data.sources.logs import ROW, BadRows, RawLogs
 from lsvcr.data.store import SAMPLE_DTYPE
 from lsvcr.settings import PrepareSettings
 from lsvcr.utils.errors import UserError
@@ -52,7 +52,7 @@ def frame(columns: list[str], rows: list[tuple]) -> pl.DataFrame:
         name: pl.String if name in ("title", "category", "author", "content") else pl.Int64
         for name in columns
     }
-    return pl.DataFrame(rows, schema=schema, orient="row").with_row_index("row")
+    return pl.DataFrame(rows, schema=schema, orient="row").with_row_index(ROW)
 
 
 def raw_logs(likes: list[tuple], touches: list[tuple]) -> RawLogs:

@@ -4,7 +4,7 @@ import pytest
 
 from lsvcr.data.prepare import prepare
 from lsvcr.data.sources import amazon
-from lsvcr.data.sources.logs import BadRows
+from lsvcr.data.sources.logs import ROW, BadRows
 from lsvcr.data.store import open_dataset
 from lsvcr.settings import PrepareSettings
 from lsvcr.utils.errors import UserError
@@ -71,7 +71,7 @@ def test_prepared(tmp_path: Path, name: str):
 
 def test_products_of_2014_are_python_literals(tmp_path: Path):
     logs = read(write_2014(tmp_path))
-    assert logs.videos.drop("row").rows() == [
+    assert logs.videos.drop(ROW).rows() == [
         ("B0001", "Salt & Pepper", "Grocery > Spices", ""),
         ("0005119367", "", "Books", 'Ann\'s "x"'),
         ("B0003", "It's a 7\" disc", "", ""),
@@ -89,7 +89,7 @@ def test_products_of_2014_are_python_literals(tmp_path: Path):
 
 def test_products_of_2018_are_rid_of_pieces_of_the_shop(tmp_path: Path):
     logs = read(write_2018(tmp_path))
-    assert logs.videos.drop("row").rows() == [
+    assert logs.videos.drop(ROW).rows() == [
         ("B0001", "Salt & Pepper", "Grocery > Arts & Crafts", "by Acme"),
         ("0005119367", "", "", ""),
         ("B0003", "", "", ""),
@@ -99,7 +99,7 @@ def test_products_of_2018_are_rid_of_pieces_of_the_shop(tmp_path: Path):
 
 
 def test_products_of_2023_may_have_nothing(tmp_path: Path):
-    assert read(write_2023(tmp_path)).videos.drop("row").rows() == [
+    assert read(write_2023(tmp_path)).videos.drop(ROW).rows() == [
         ("B0001", "Salt", "Grocery > Spices", "Acme"),
         ("B0003", "", "", ""),
         ("0005119367", "", "", ""),

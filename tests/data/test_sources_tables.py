@@ -171,6 +171,17 @@ def test_when_keeps_the_rows_where_a_flag_is_set(tmp_path: Path):
         run(tmp_path / "nulls")
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_columns_may_have_any_name(tmp_path: Path, suffix: str):
+    tables = small_tables()
+    plain = run(write_spark(tmp_path / "plain", tables, suffix=suffix))
+    tables["likes"] = (
+        tables["likes"].rename({"uid": "row", "vid": "fault"}).with_columns(pl.lit(1).alias("time"))
+    )
+    named = changed(likes={"user": "row", "video": "fault"})
+    assert run(write_spark(tmp_path / "odd", tables, named, suffix=suffix)).data_hash == plain.data_hash
+
+
 def test_csv_files_with_another_separator(tmp_path: Path):
     tables = small_tables()
     raw = write_spark(tmp_path / "raw", tables, suffix=".csv")

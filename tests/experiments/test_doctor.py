@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from lsvcr.data.calendar import Outside
 from lsvcr.data.prepare import prepare
 from lsvcr.data.store import open_dataset
 from lsvcr.experiments import doctor_estimates, doctor_fit, doctor_texts
@@ -257,6 +258,7 @@ def vectors(**changed) -> dict:
 
 
 TROUBLES = {
+    "no_calendar_times": ("time.outside", [Outside(5, 9, 10**9).says("likes")]),
     "no_comm_rank_test": ("counts.samples.comm_rank.test", 0),
     "few_rec_test_rows": ("counts.samples.rec.test", 499),
     "few_comm_rank_test_rows": ("counts.samples.comm_rank.test", 20),

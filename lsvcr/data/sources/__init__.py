@@ -6,6 +6,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from lsvcr.schema import TIME
+from lsvcr.utils.logging import get_logger
+
 if TYPE_CHECKING:
     from lsvcr.data.sources.logs import BadRows, RawLogs
     from lsvcr.data.sources.spill import Spill
@@ -27,8 +30,19 @@ def read_logs(settings: "PrepareSettings", bad: "BadRows", spill: "Spill") -> "R
         settings: those of `lsvcr prepare`.
         bad: where broken rows are reported.
         spill: receives the impressions, if the source has them and `settings` asks for them.
+
+    A warning tells of times that no log has.
     """
     read = import_module(f"{__name__}.{settings.source}").read
-    if settings.impressions and settings.source in WITH_IMPRESSIONS:
-        return read(settings, bad, spill)
-    return read(settings, bad)
+    has_impressions = settings.impressions and settings.source in WITH_IMPRESSIONS
+    logs = read(settings, bad, spill) if has_impressions else read(settings, bad)
+    _warn_of_times(logs)
+    return logs
+
+
+def _warn_of_times(logs: "RawLogs") -> None:
+    outside = import_module("lsvcr.data.calendar").outside
+    for what, events in (("likes", logs.video_events), ("comment interactions", logs.comment_events)):
+        found = outside(events[TIME].to_numpy())
+        if found is not None:
+            get_logger(__name__).warning("%s", found.says(what))

@@ -7,7 +7,7 @@ file to find the line: quoted fields may hold line breaks, so rows and lines dif
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,25 @@ import polars as pl
 
 from lsvcr.data.sources.columns import WORDS, Column, is_good, typed
 from lsvcr.data.sources.logs import LISTED, ROW, BadRows, drop_repeated
-from lsvcr.data.sources.raw_bytes import UNREADABLE, cut_short, open_raw, read_through
+from lsvcr.data.sources.raw_bytes import UNREADABLE, cut_short, holds, open_raw, read_through
 from lsvcr.data.sources.spill import Spill, disk_full
 from lsvcr.utils.errors import UserError
 
 _MARKS = {";": "semicolons", "\t": "tabs", "|": "bars", "::": "double colons", ",": "commas"}
-_EXTRA = "__beyond_the_header__"
-_FAULT = "fault"
+_EXTRA = "\nbeyond the header"
+_FAULT = "\nfault"
 _TOO_MANY = 100
 _PERHAPS_TOO_FEW = 101
 """The last field is empty: a short row, or a whole one with an empty end; Polars reads both alike."""
 
+_CR = "\udc0d"
+"""Stands for a CR inside a row, where Python's csv reader would end it and Polars does not; no text decodes to it."""
+
+_BACKSLASH, _ESCAPED_QUOTE = "\\", '\\"'
+
 
 class CsvTable:
-    """One CSV file with a header row, UTF-8 with or without BOM, any line ends, plain or gzip.
+    """One CSV file with a header row, UTF-8 with or without BOM, plain or gzip; lines end in LF or CRLF.
 
     Args:
         path: the file; where it is not there, the one with `.gz` behind its name.
@@ -38,7 +43,7 @@ class CsvTable:
         separator: one character.
 
     Raises:
-        UserError: no such file, empty file, another delimiter, or a needed column is not in the header.
+        UserError: no such file, empty file, another delimiter or line end, or a needed column is not in the header.
     """
 
     def __init__(
@@ -66,7 +71,7 @@ class CsvTable:
                 are broken are reported whether it holds or not.
 
         Returns:
-            The needed columns typed by their kind, with `row`, in file order; and the number of rows in
+            The needed columns typed by their kind, with `ROW`, in file order; and the number of rows in
             the file, blank lines not counted.
 
         Raises:
@@ -78,7 +83,7 @@ class CsvTable:
     def collect_and_spill(
         self, bad: BadRows, keep: pl.Expr, spill: Spill, columns: Sequence[pl.Expr]
     ) -> tuple[pl.DataFrame, int]:
-        """As `collect`, and in the same reading `row` and `columns` of every whole row go to `spill`."""
+        """As `collect`, and in the same reading `ROW` and `columns` of every whole row go to `spill`."""
         frame, size, _ = self._collect(bad, keep, spill, columns)
         return frame, size
 
@@ -91,7 +96,17 @@ class CsvTable:
     ) -> tuple[pl.DataFrame, int, int]:
         rows = self._scan()
         wanted = rows if keep is None else rows.filter(keep | (pl.col(_FAULT) > 0))
-        queries = [wanted, rows.select(pl.len(), (pl.col(ROW).max() + 1).fill_null(0))]
+        has_backslash = [
+            pl.col(column.name).str.contains(_BACKSLASH, literal=True)
+            for column in self._columns
+            if column.kind in ("text", "key")
+        ]
+        sizes_query = rows.select(
+            pl.len(),
+            (pl.col(ROW).max() + 1).fill_null(0),
+            pl.any_horizontal(False, *has_backslash).any().alias(_BACKSLASH),
+        )
+        queries = [wanted, sizes_query]
         if spill is not None:
             whole = rows.filter(pl.col(_FAULT).is_in([0, _PERHAPS_TOO_FEW]))
             queries.append(spill.sink(whole.select(ROW, *columns)))
@@ -101,12 +116,14 @@ class CsvTable:
             raise disk_full(error) or self._damage(str(error)) from None
         if not frame[ROW].is_sorted():
             frame = frame.sort(ROW)
+        size, end, has_backslash = sizes.row(0)
+        if has_backslash or (frame[_FAULT] == _TOO_MANY).any():
+            self._refuse_escaped_quotes()
         frame, short = self._without_faults(frame, bad)
         if spill is not None:
             spill.leave_out(short)
         if keep is not None:
             frame = frame.filter(keep)
-        size, end = sizes.row(0)
         return frame, int(size), int(end)
 
     def collect_unique(self, key: str, bad: BadRows) -> pl.DataFrame:
@@ -124,6 +141,10 @@ class CsvTable:
         try:
             with open_raw(self.path) as stream:
                 line = stream.readline().decode("utf-8-sig").rstrip("\r\n")
+            if "\r" in line:
+                raise UserError(
+                    f"{self.path}: its lines end in CR alone; write them with LF or CRLF (tr '\\r' '\\n')"
+                )
             header = next(csv.reader([line], delimiter=self._separator), [])
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(
@@ -152,7 +173,7 @@ class CsvTable:
         )
 
     def _scan(self) -> pl.LazyFrame:
-        """Typed needed columns with `row` and `fault`: 0, 1 + the index of the bad column, or a constant."""
+        """Typed needed columns with `ROW` and `_FAULT`: 0, 1 + the index of the bad column, or a constant."""
         rows = pl.scan_csv(
             self.path,
             has_header=False,
@@ -227,14 +248,17 @@ class CsvTable:
 
     def _walk(self) -> Iterator[tuple[int, list[str]]]:
         """(first line, fields) of every row of data, blank lines as empty rows."""
-        csv.field_size_limit(1 << 30)
         with _open_text(self.path) as stream:
-            reader = csv.reader(stream, delimiter=self._separator)
+            reader = self._reader(_lines(stream))
             next(reader, None)
             line = reader.line_num
             for fields in reader:
-                yield line + 1, fields
+                yield line + 1, [field.replace(_CR, "\r") for field in fields]
                 line = reader.line_num
+
+    def _reader(self, lines: Iterable[str], strict: bool = False) -> Any:
+        csv.field_size_limit(1 << 30)
+        return csv.reader(lines, strict=strict, delimiter=self._separator)
 
     def _damage(self, message: str) -> UserError:
         """Find where Polars lost its way: a file cut short, bytes that are no UTF-8, quotes that do not match."""
@@ -245,7 +269,9 @@ class CsvTable:
                 f"{self.path}, line {line}: not UTF-8. Convert the file (iconv -f LATIN1 -t UTF-8), or pass "
                 "--skip-bad-rows to read such bytes as U+FFFD"
             )
-        line = self._first_bad_quote()
+        line, is_escaped = next(self._bad_quotes(), (0, False))
+        if is_escaped:
+            return self._escaped(line)
         if line:
             return UserError(
                 f"{self.path}, line {line}: the quotes do not match, so it is unclear where the row ends. "
@@ -254,23 +280,41 @@ class CsvTable:
             )
         return UserError(f"{self.path} cannot be read as CSV: {message.splitlines()[0]}")
 
-    def _first_bad_quote(self) -> int:
-        """Line of the first row whose quotes are not CSV's; 0 if there is none."""
+    def _refuse_escaped_quotes(self) -> None:
+        """Polars drops the quotes of `"a \\"b\\" c"` without a word, and a comma between them ends the field."""
+        if not holds(self.path, _ESCAPED_QUOTE.encode()):
+            return
+        for line, is_escaped in self._bad_quotes():
+            if is_escaped:
+                raise self._escaped(line)
+
+    def _escaped(self, line: int) -> UserError:
+        return UserError(
+            f"{self.path}, line {line}: a quote inside a quoted field has a backslash before it, as Spark writes "
+            'unless told otherwise; it must be doubled. Write the file again with .option("escape", "\\"") '
+            "(SQL: OPTIONS (escape '\"')); the source `tables` reads Parquet, too"
+        )
+
+    def _bad_quotes(self) -> Iterator[tuple[int, bool]]:
+        """First line of every row whose quotes are not CSV's, and whether there are backslashes before them."""
         with _open_text(self.path) as stream:
             held: list[str] = []
-            lines = (held.append(line) or line for line in stream)  # type: ignore[func-returns-value]
-            reader = csv.reader(lines, strict=True, delimiter=self._separator)
+            lines = (held.append(line) or line for line in _lines(stream))  # type: ignore[func-returns-value]
+            reader = self._reader(lines, strict=True)
             start = 1
-            try:
-                for _ in reader:
+            while True:
+                try:
                     # A quote in the middle of an unquoted field is legal to Python's reader alone.
-                    if len(held) == 1 and held[0].count('"') % 2:
-                        return start
-                    held.clear()
-                    start = reader.line_num + 1
-            except csv.Error:
-                return start
-        return 0
+                    is_good = next(reader, None) is None or len(held) > 1 or held[0].count('"') % 2 == 0
+                except csv.Error:
+                    is_good = False
+                if not is_good:
+                    # The lines between may be rows that an open quote has swallowed.
+                    yield start, _ESCAPED_QUOTE in held[0] or _ESCAPED_QUOTE in held[-1]
+                if not held:
+                    return
+                held.clear()
+                start = reader.line_num + 1
 
 
 def _first_undecodable_line(path: Path) -> int:
@@ -285,4 +329,11 @@ def _first_undecodable_line(path: Path) -> int:
 
 
 def _open_text(path: Path) -> io.TextIOWrapper:
-    return io.TextIOWrapper(open_raw(path), encoding="utf-8-sig", errors="replace", newline="")
+    return io.TextIOWrapper(open_raw(path), encoding="utf-8-sig", errors="replace", newline="\n")
+
+
+def _lines(stream: Iterable[str]) -> Iterator[str]:
+    """The lines with `_CR` for every CR but that of a CRLF."""
+    for line in stream:
+        body = line.removesuffix("\n").removesuffix("\r")
+        yield body.replace("\r", _CR) + line[len(body) :]

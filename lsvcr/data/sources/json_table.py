@@ -57,7 +57,7 @@ class JsonTable:
         """Read the file once.
 
         Returns:
-            The wanted fields typed by their kind, with `row` (u32, counts lines from 0), in file order; and the
+            The wanted fields typed by their kind, with `ROW` (u32, counts lines from 0), in file order; and the
             number of lines, blank ones not counted.
 
         Raises:

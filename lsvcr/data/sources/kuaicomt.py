@@ -128,7 +128,7 @@ def _tables(
 
 
 def _renamed(frame: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
-    """`row` and the columns in `names` under their new names."""
+    """`ROW` and the columns in `names` under their new names."""
     return frame.select(ROW, *(pl.col(old).alias(new) for old, new in names.items()))
 
 

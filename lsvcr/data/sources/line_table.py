@@ -25,7 +25,9 @@ _UNREADABLE_LINES = (pl.exceptions.ComputeError, OSError)
 
 
 class LineTable:
-    """One file without header, UTF-8 with or without BOM, any line ends, plain or gzip (`.gz`); blank lines are passed.
+    """One file without header, UTF-8 with or without BOM, plain or gzip (`.gz`).
+
+    Lines end in LF or CRLF; blank ones are passed.
 
     Args:
         path: the file.
@@ -69,7 +71,7 @@ class LineTable:
             raise cut_short(path, error) from None
 
     def collect(self, bad: BadRows, keep: pl.Expr | None = None) -> tuple[pl.DataFrame, int]:
-        """Read the file once; see `CsvTable.collect`. `row` counts lines from 0.
+        """Read the file once; see `CsvTable.collect`. `ROW` counts lines from 0.
 
         Raises:
             UserError: a broken row (see `BadRows`), or bytes that cannot be read.
@@ -94,7 +96,7 @@ class LineTable:
         return [f"{self.path}, line {row + 1}" for row in rows]
 
     def _rows(self, lines: pl.LazyFrame, keep: pl.Expr | None) -> tuple[pl.DataFrame, int]:
-        """(typed needed columns with `row`, `fault` and, where there is one, the line; number of rows)."""
+        """(typed needed columns with `ROW`, `_FAULT` and, where there is one, the line; number of rows)."""
         lines = lines.with_columns(pl.col(_LINE).str.strip_prefix("\ufeff")).filter(pl.col(_LINE) != "")
         rows = lines.with_columns(self._split().struct.unnest())
         last = pl.col(self._names[-1])

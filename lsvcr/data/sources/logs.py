@@ -8,8 +8,10 @@ import polars as pl
 
 from lsvcr.utils.errors import UserError
 
-ROW = "row"
-"""Input row of an entry in its raw file, counted from 0 without the header; breaks ties of equal times."""
+ROW = "\nrow"
+"""Input row of an entry in its raw file, counted from 0 without the header; breaks ties of equal times.
+
+No header holds a line feed, so no raw column is called like this or like other columns that readers add."""
 
 LISTED = 20
 """This many broken rows are listed one by one; the others are counted."""
@@ -28,7 +30,7 @@ class Origin(Protocol):
 
 @dataclass(frozen=True)
 class RawLogs:
-    """One normalised set of frames, whatever the source. Every frame has a column `row` (u32).
+    """One normalised set of frames, whatever the source. Every frame has a column `ROW` (u32).
 
     users: raw_id. videos: raw_id, title, category, author. comments: raw_id, content, video (raw id), likes.
     video_events: user, video (raw ids), time (int64 Unix ms), one row a like.

@@ -9,8 +9,8 @@ from lsvcr.data.sources.columns import WORDS, Column, is_good, typed
 from lsvcr.data.sources.logs import LISTED, ROW, BadRows
 from lsvcr.utils.errors import UserError
 
-_FAULT = "fault"
-_VALUE = "value "
+_FAULT = "\nfault"
+_VALUE = "\nvalue "
 
 
 class ParquetTable:

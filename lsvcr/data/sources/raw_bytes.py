@@ -32,6 +32,17 @@ def read_through(path: Path) -> None:
         raise cut_short(path, error) from None
 
 
+def holds(path: Path, sequence: bytes) -> bool:
+    """Whether these bytes stand anywhere in the file."""
+    with open_raw(path) as stream:
+        end = b""
+        while chunk := stream.read(_CHUNK):
+            if sequence in end + chunk:
+                return True
+            end = chunk[1 - len(sequence) :]
+    return False
+
+
 def cut_short(path: Path, error: BaseException) -> UserError:
     """The error for a file that cannot be read to its end."""
     what = "is no whole gzip file" if path.suffix == ".gz" else "cannot be read to its end"

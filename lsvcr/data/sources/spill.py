@@ -36,7 +36,7 @@ class Spill:
         return bool(self._files)
 
     def sink(self, rows: pl.LazyFrame) -> pl.LazyFrame:
-        """A query that writes `rows` (with `row`, ascending) to the next file, to be collected with others."""
+        """A query that writes `rows` (with `ROW`, ascending) to the next file, to be collected with others."""
         return rows.sink_ipc(self._next(), lazy=True)
 
     def write(self, rows: pl.DataFrame) -> None:
@@ -47,14 +47,16 @@ class Spill:
             raise disk_full(error) or error from None
 
     def leave_out(self, rows: list[int]) -> None:
-        """Pass over these rows (values of `row`) of the file written last: they turned out to be broken."""
+        """Pass over these rows (values of `ROW`) of the file written last: they turned out to be broken."""
         if rows:
             self._left_out[self._files[-1]] = rows
 
     @property
     def rows(self) -> int:
         """How many rows `batches` gives."""
-        written = sum(int(pl.scan_ipc(file).select(pl.len()).collect().item()) for file in self._files)
+        written = sum(
+            int(pl.scan_ipc(file, glob=False).select(pl.len()).collect().item()) for file in self._files
+        )
         return written - sum(len(rows) for rows in self._left_out.values())
 
     def remove(self) -> None:
@@ -66,7 +68,7 @@ class Spill:
     def batches(self) -> Iterator[pl.DataFrame]:
         """All rows in order, at most `BATCH` at a time."""
         for file in self._files:
-            table = pl.scan_ipc(file)
+            table = pl.scan_ipc(file, glob=False)
             if file in self._left_out:
                 table = table.filter(~pl.col(ROW).is_in(self._left_out[file]))
             start = 0
