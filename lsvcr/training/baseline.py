@@ -9,7 +9,7 @@ from lsvcr.training.baseline_setup import FittedSetup, TrainedSetup, set_up
 from lsvcr.training.rank import run_setup, start_accelerator
 from lsvcr.training.rank_evaluate import final_test, show
 from lsvcr.training.rank_state import Progress, RunFolder
-from lsvcr.utils.distributed import barrier, is_main, world_size
+from lsvcr.utils.distributed import barrier, is_main
 from lsvcr.utils.lock import run_lock
 
 
@@ -39,7 +39,8 @@ def run_built(accelerator: Accelerator, setup: FittedSetup) -> dict[str, Any]:
 
 def _fitted(accelerator: Accelerator, setup: FittedSetup) -> dict[str, Any]:
     """Keep and test what has been fitted: always anew, for that is quick; but never in the place of another run."""
-    folder = RunFolder(setup, world_size(), accelerator.mixed_precision)
+    # Fitting minds neither processes nor precision: with others of them it is the same run.
+    folder = RunFolder(setup, 1, "no")
     with run_lock(folder.path):
         folder.find()
         barrier()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from lsvcr.baselines.registry import find
 from lsvcr.models import checkpoint
@@ -28,8 +29,14 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def test_a_fitted_recommender_comes_again_and_again(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_fitted_recommender_comes_again_and_again(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the launcher says another precision."""
     report = baseline.run("popularity", fitted(tiny_data, tmp_path))
+    assert baseline.run("popularity", fitted(tiny_data, tmp_path)) == report
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert baseline.run("popularity", fitted(tiny_data, tmp_path)) == report
 
 
