@@ -1,5 +1,6 @@
 """What a user does with raw files of any source: prepare, then the doctor, by the command line."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,32 @@ WORLDS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "movielens latest": ("movielens", movielens_csv),
     "official": ("official", lambda folder: write_official(folder, small_lines())),
 }
+
+
+@pytest.mark.parametrize(
+    "world", ["kuaicomt", "microlens", "movielens 100k", "movielens 10m", "movielens latest"]
+)
+def test_files_may_be_packed(tmp_path: Path, world: str):
+    source, write = WORLDS[world]
+    raw, flags = write(tmp_path / "raw"), ["--user_core", "2", "--min_rating", "0"]
+    hashes = []
+    for out in ("plain", "packed"):
+        assert cli.main(["prepare", source, "--raw", str(raw), "--out", str(tmp_path / out), *flags]) == 0
+        hashes.append(open_dataset(tmp_path / out).data_hash)
+        for file in list(raw.iterdir()):
+            file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+            file.unlink()
+    assert hashes[0] == hashes[1]
+
+
+def test_one_packed_file_of_a_column_map(tmp_path: Path):
+    raw = write_spark(tmp_path / "raw", small_tables(), suffix=".csv.gz")
+    (file,) = (raw / "likes").glob("*.gz")
+    file.rename(raw / "likes.csv.gz")
+    (raw / "columns.yaml").write_text(
+        (raw / "columns.yaml").read_text().replace("files: likes\n", "files: likes.csv\n")
+    )
+    assert cli.main(["prepare", "tables", "--raw", str(raw), "--out", str(tmp_path / "data")]) == 0
 
 
 def test_a_folder_whose_name_is_a_pattern(tmp_path: Path, capsys: pytest.CaptureFixture):

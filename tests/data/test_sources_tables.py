@@ -1,6 +1,7 @@
 import copy
+import gzip
 import shutil
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, time, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,23 @@ WRONG_MAPS = {
     "no title": ({"videos": {"title": ""}}, r"`videos` needs `title`"),
     "no such column": ({"videos": {"title": "name"}}, r"no column name.*vid, title, tag, uploader"),
     "no such folder": ({"videos": {"files": "films"}}, r"films is missing; correct its `files`"),
+    "several files": (
+        {"videos": {"files": ["a.csv", "b.csv"]}},
+        r"columns\.yaml: `files` of `videos` is \['a.csv', 'b.csv'\]; write one file or one folder",
+    ),
+    "long separator": (
+        {"likes": {"separator": "||"}},
+        r"`separator` of `likes` is '\|\|'; it must be one ASCII",
+    ),
+    "no separator": ({"likes": {"separator": ""}}, r"`separator` of `likes` is ''"),
+    "separator beyond ASCII": ({"likes": {"separator": "\u00a7"}}, r"`separator` of `likes`"),
+    "a number for a separator": ({"likes": {"separator": 1}}, r"`separator` of `likes` is 1"),
+    "a number for a table": ({1: {"files": "likes"}}, r"unknown table 1; choose from videos"),
+    "nothing for a table": ({None: {"files": "likes"}}, r"unknown table None"),
+    "one column in two ways": (
+        {"likes": {"when": ["ts"]}},
+        r"columns\.yaml: `likes` reads the column 'ts' as seconds and as flag; name another one",
+    ),
     "kind of ids": ({"ids": "uuid"}, r"`ids` is 'uuid'; write numbers or strings"),
 }
 
@@ -238,6 +256,32 @@ def test_a_wrong_map_is_explained(tmp_path: Path, case: str):
     raw = write_spark(tmp_path / "raw", small_tables(), content)
     with pytest.raises(UserError, match=message):
         run(raw)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_a_column_may_be_named_by_two_keys(tmp_path: Path, suffix: str):
+    named = changed(videos={"category": "title", "author": None})
+    data = run(write_spark(tmp_path / "raw", small_tables(), named, suffix=suffix))
+    assert data.column("videos", "category").to_list() == list(data.titles())[1:]
+    assert set(data.column("videos", "author")) == {""}
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "says"),
+    [
+        ("videos", "tag", pl.lit("pets").implode(), r"tag is List\(String\), expected a text"),
+        ("videos", "tag", pl.struct("vid"), r"tag is Struct.*, expected a text"),
+        ("likes", "ts", pl.lit(time(1, 2)), "ts is Time, expected a time in Unix seconds"),
+        ("likes", "ts", pl.lit(timedelta(1)), r"ts is Duration.*, expected a time in Unix seconds"),
+    ],
+)
+def test_types_that_cannot_be_read(tmp_path: Path, table: str, column: str, value: pl.Expr, says: str):
+    tables = small_tables()
+    tables[table] = tables[table].with_columns(value.alias(column))
+    with pytest.raises(
+        UserError, match=rf"{table}.part-00000\S+\.parquet: {says}.*; write the column as STRING"
+    ):
+        run(write_spark(tmp_path / "raw", tables))
 
 
 def test_a_map_that_is_not_there_or_no_map(tmp_path: Path):
@@ -279,4 +323,5 @@ def test_damaged_and_odd_files(tmp_path: Path):
     part.unlink()
     write_part(raw / "likes" / "part-1.csv", small_tables()["likes"])
     (raw / "likes" / "part-0.csv").write_text("")  # Spark writes one for an empty partition
+    (raw / "likes" / "part-2.csv.gz").write_bytes(gzip.compress(b""))
     assert run(raw).n_users == 3

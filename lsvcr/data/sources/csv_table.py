@@ -16,7 +16,7 @@ import polars as pl
 
 from lsvcr.data.sources.columns import WORDS, Column, is_good, typed
 from lsvcr.data.sources.logs import LISTED, ROW, BadRows, drop_repeated
-from lsvcr.data.sources.raw_bytes import UNREADABLE, cut_short, holds, open_raw, read_through
+from lsvcr.data.sources.raw_bytes import UNREADABLE, cut_short, holds, on_disk, open_raw, read_through
 from lsvcr.data.sources.spill import Spill, disk_full
 from lsvcr.utils.errors import UserError
 
@@ -49,8 +49,7 @@ class CsvTable:
     def __init__(
         self, path: Path, columns: Sequence[Column], lossy: bool = False, separator: str = ","
     ) -> None:
-        packed = path.with_name(f"{path.name}.gz")
-        self.path = packed if packed.is_file() and not path.exists() else path
+        self.path = on_disk(path)
         self.name = self.path.name
         self._columns = tuple(columns)
         self._separator = separator

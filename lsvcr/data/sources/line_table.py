@@ -13,7 +13,7 @@ import polars as pl
 
 from lsvcr.data.sources.columns import WORDS, Column, is_good, typed
 from lsvcr.data.sources.logs import LISTED, ROW, BadRows, drop_repeated
-from lsvcr.data.sources.raw_bytes import UNREADABLE, cut_short, open_raw
+from lsvcr.data.sources.raw_bytes import UNREADABLE, cut_short, on_disk, open_raw
 from lsvcr.utils.errors import UserError
 
 _LINE = "line"
@@ -30,7 +30,7 @@ class LineTable:
     Lines end in LF or CRLF; blank ones are passed.
 
     Args:
-        path: the file.
+        path: the file; where it is not there, the one with `.gz` behind its name.
         columns: what is needed of it.
         names: every field of a line, in order.
         separator: what stands between two fields.
@@ -53,7 +53,7 @@ class LineTable:
         encoding: str | None = None,
         lossy: bool = False,
     ) -> None:
-        self.path = path
+        self.path = path = on_disk(path)
         self.name = path.name
         self._columns = tuple(columns)
         self._names = tuple(names)

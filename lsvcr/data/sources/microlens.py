@@ -14,6 +14,7 @@ from lsvcr.data.sources.commented import numbered_id, only_file, with_unlisted
 from lsvcr.data.sources.csv_table import CsvTable
 from lsvcr.data.sources.line_table import LineTable
 from lsvcr.data.sources.logs import ROW, BadRows, RawLogs
+from lsvcr.data.sources.raw_bytes import UNREADABLE, cut_short, open_raw
 from lsvcr.schema import AUTHOR, CATEGORY, COMMENT, CONTENT, LIKES, RAW_ID, TIME, TITLE, USER, VIDEO
 from lsvcr.settings import PrepareSettings
 from lsvcr.utils.errors import UserError
@@ -76,7 +77,7 @@ def read(settings: PrepareSettings, bad: BadRows) -> RawLogs:
 
 
 def _pairs_table(folder: Path, lossy: bool) -> CsvTable:
-    found = list(folder.glob("*_pairs.csv"))
+    found = _found(folder, "*_pairs.csv")
     if not found and list(folder.glob("*_pairs.tsv")):
         raise UserError(
             f"{folder} holds *_pairs.tsv, which has no times; add *_pairs.csv of the same release"
@@ -87,10 +88,13 @@ def _pairs_table(folder: Path, lossy: bool) -> CsvTable:
 
 def _titles_table(folder: Path, lossy: bool) -> CsvTable | LineTable:
     """With a header row it is CSV; without, as in the larger releases, only the first comma of a line separates."""
-    found: list[Path] = next(filter(None, (list(folder.glob(pattern)) for pattern in _TITLES)), [])
+    found: list[Path] = next(filter(None, (_found(folder, pattern) for pattern in _TITLES)), [])
     path = only_file(found, "titles", folder, ", ".join(_TITLES))
-    with open(path, "rb") as stream:
-        first = stream.readline().decode("utf-8-sig", errors="replace").split(",")[0]
+    try:
+        with open_raw(path) as stream:
+            first = stream.readline().decode("utf-8-sig", errors="replace").split(",")[0]
+    except UNREADABLE as error:
+        raise cut_short(path, error) from None
     columns = [_ITEM, Column("title", "text")]
     if first.strip().isdecimal():
         return LineTable(path, columns, ["item", "title"], ",", free="title", lossy=lossy)
@@ -98,12 +102,17 @@ def _titles_table(folder: Path, lossy: bool) -> CsvTable | LineTable:
 
 
 def _comments_table(folder: Path, lossy: bool) -> LineTable | None:
-    found = list(folder.glob("*_comment_en.txt"))
+    found = _found(folder, "*_comment_en.txt")
     if not found:
         return None
     path = only_file(found, "comments", folder, "*_comment_en.txt")
     columns = [_USER, _ITEM, Column("comment", "text")]
     return LineTable(path, columns, ["user", "item", "comment"], "\t", free="comment", lossy=lossy)
+
+
+def _found(folder: Path, pattern: str) -> list[Path]:
+    """The files of that name, or where there are none those with `.gz` behind it."""
+    return list(folder.glob(pattern)) or list(folder.glob(f"{pattern}.gz"))
 
 
 def _unquoted(text: pl.Expr) -> pl.Expr:

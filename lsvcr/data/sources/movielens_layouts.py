@@ -8,6 +8,7 @@ import polars as pl
 from lsvcr.data.sources.columns import Column
 from lsvcr.data.sources.csv_table import CsvTable
 from lsvcr.data.sources.line_table import LineTable
+from lsvcr.data.sources.raw_bytes import on_disk
 from lsvcr.utils.errors import UserError
 
 GENRES = "genres"
@@ -44,7 +45,7 @@ def open_tables(folder: Path, lossy: bool) -> Tables:
         UserError: no layout or two, or a missing or empty file.
     """
     layouts = {"ratings.csv": _since_20m, "ratings.dat": _1m_and_10m, "u.data": _100k}
-    found = [name for name in layouts if (folder / name).is_file()]
+    found = [name for name in layouts if on_disk(folder / name).is_file()]
     if len(found) == 1:
         return layouts[found[0]](folder, lossy)
     problem = f"holds {' and '.join(found)}, of two layouts; keep one" if found else "holds no MovieLens set"
@@ -72,7 +73,7 @@ def _1m_and_10m(folder: Path, lossy: bool) -> Tables:
     return Tables(
         ratings=table("ratings.dat", _RATINGS),
         movies=table("movies.dat", [_MOVIE, _TITLE, Column(GENRES, "text")], free="title"),
-        tags=table("tags.dat", _TAGS, free="tag") if (folder / "tags.dat").is_file() else None,
+        tags=table("tags.dat", _TAGS, free="tag") if on_disk(folder / "tags.dat").is_file() else None,
     )
 
 

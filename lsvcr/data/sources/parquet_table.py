@@ -22,7 +22,8 @@ class ParquetTable:
         partition: columns that stand in the folder's name (`day=2024-05-31`) instead of in the file.
 
     Raises:
-        UserError: no Parquet file, a needed column is missing, or an id column holds fractions.
+        UserError: no Parquet file, a needed column is missing or of a type that cannot be read, or an id column holds
+            fractions.
     """
 
     def __init__(
@@ -45,6 +46,11 @@ class ParquetTable:
                 raise UserError(
                     f"{path}: the ids in {column.name} are {self._dtypes[column.name]}, which cannot tell long "
                     "numbers apart; write the column as BIGINT or STRING"
+                )
+            if not _can_read(column, self._dtypes[column.name]):
+                raise UserError(
+                    f"{path}: {column.name} is {self._dtypes[column.name]}, expected {WORDS[column.kind]}; write the "
+                    "column as STRING, or as the number or timestamp that it is"
                 )
 
     def collect_part(self, bad: BadRows, keep: pl.Expr | None = None) -> tuple[pl.DataFrame, int, int]:
@@ -92,3 +98,16 @@ class ParquetTable:
         return UserError(
             f"{self.path} cannot be read as Parquet ({str(error).splitlines()[0]}); write or copy it again"
         )
+
+
+def _can_read(column: Column, dtype: pl.DataType) -> bool:
+    """Whether values of this type can be cast at all."""
+    if dtype.is_nested():
+        return False
+    try:
+        pl.DataFrame(schema={column.name: dtype}).select(
+            is_good(column, dtype).alias(_FAULT), typed(column, dtype)
+        )
+    except pl.exceptions.PolarsError:
+        return False
+    return True

@@ -10,6 +10,7 @@ from lsvcr.data.sources.columns import Column
 from lsvcr.data.sources.csv_table import CsvTable
 from lsvcr.data.sources.logs import ROW, BadRows, drop_repeated
 from lsvcr.data.sources.parquet_table import ParquetTable
+from lsvcr.data.sources.raw_bytes import is_empty, on_disk
 from lsvcr.data.sources.spill import Spill
 from lsvcr.utils.errors import UserError
 
@@ -77,6 +78,7 @@ class PartedTable:
 
 
 def _files(path: Path) -> list[Path]:
+    path = on_disk(path)
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"{path} is neither CSV nor Parquet; its name must end in {', '.join(SUFFIXES)}")
@@ -88,7 +90,7 @@ def _files(path: Path) -> list[Path]:
         for file in sorted(path.rglob("*"))
         if file.is_file() and not any(part[0] in "_." for part in file.relative_to(path).parts)
     ]
-    files = [file for file in inside if file.name.endswith(SUFFIXES) and file.stat().st_size]
+    files = [file for file in inside if file.name.endswith(SUFFIXES) and not is_empty(file)]
     if not files:
         raise UserError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}")
     return files

@@ -18,6 +18,21 @@ def open_raw(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else open(path, "rb")
 
 
+def on_disk(path: Path) -> Path:
+    """`path`, or the file with `.gz` behind its name where that alone is there."""
+    packed = path.with_name(f"{path.name}.gz")
+    return packed if packed.is_file() and not path.exists() else path
+
+
+def is_empty(path: Path) -> bool:
+    """Whether nothing is in the file, unpacked if it is a `.gz`; a damaged one is not empty."""
+    try:
+        with open_raw(path) as stream:
+            return not stream.read(1)
+    except UNREADABLE:
+        return False
+
+
 def read_through(path: Path) -> None:
     """Read the whole file and forget it.
 

@@ -169,7 +169,7 @@ class _Source:
         """One table's entry of the map, each key known and each needed one there."""
         if name not in _TABLES:
             raise UserError(
-                f"{self._path}: unknown table {name!r}; {nearest(name, _TABLES) or _known(_TABLES)}"
+                f"{self._path}: unknown table {name!r}; {nearest(str(name), _TABLES) or _known(_TABLES)}"
             )
         if not isinstance(given, dict):
             raise UserError(f"{self._path}: `{name}` must be {{files: ..., column: name, ...}}")
@@ -177,6 +177,8 @@ class _Source:
         own = ["files", "separator", *table.required, *table.optional]
         own += ["unit", "when"] if table.is_event else []
         own += [CLICKED] if name == _SHOWN else []
+        # A key without a value is one that was left out.
+        given = {key: value for key, value in given.items() if value is not None}
         for key in given:
             if key not in own:
                 raise UserError(
@@ -188,6 +190,16 @@ class _Source:
             raise UserError(f"{self._path}: `{name}` needs `unit`, that of its time: {', '.join(UNITS)}")
         if missing:
             raise UserError(f"{self._path}: `{name}` needs {', '.join(f'`{key}`' for key in missing)}")
+        if not isinstance(given["files"], str):
+            raise UserError(
+                f"{self._path}: `files` of `{name}` is {given['files']!r}; write one file or one folder"
+            )
+        mark = given.get("separator", ",")
+        if not isinstance(mark, str) or len(mark.encode()) != 1 or mark in '"\r\n':
+            raise UserError(
+                f'{self._path}: `separator` of `{name}` is {mark!r}; it must be one ASCII character, as ";" or '
+                '"\\t", in quotes'
+            )
         return given
 
     def _open(self, folder: Path, name: str) -> PartedTable:
@@ -199,6 +211,16 @@ class _Source:
                 columns.append(Column(str(given[key]), kinds.get(kind, kind)))
         flags = dict.fromkeys([*_names(given.get("when", [])), *_names(given.get(CLICKED, []))])
         columns += [Column(column, "flag") for column in flags]
+        # Two keys may name one column, if it is read in one way.
+        columns = list(dict.fromkeys(columns))
+        names = [column.name for column in columns]
+        twice = [column for column in columns if names.count(column.name) > 1]
+        if twice:
+            kinds_found = " and as ".join(column.kind for column in twice if column.name == twice[0].name)
+            raise UserError(
+                f"{self._path}: `{name}` reads the column {twice[0].name!r} as {kinds_found}; name another one, or "
+                "write it to the raw files a second time under another name"
+            )
         return PartedTable(folder / given["files"], columns, self._bad.skip, given.get("separator", ","))
 
 
