@@ -1,6 +1,7 @@
 """One run a folder at a time."""
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from lsvcr.utils.io import explained
 from lsvcr.utils.logging import get_logger
 
 LOCK_FILE = ".lock"
+_ENDING = 2.0
+"""Seconds for which a process that was killed may still hold its lock: until the last of its threads has ended."""
 
 logger = get_logger(__name__)
 
@@ -38,7 +41,7 @@ def run_lock(run: Path) -> Iterator[None]:
         lock = (run / LOCK_FILE).open("a")
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(lock.fileno())
         except BlockingIOError:
             raise UserError(
                 f"another run is training in {run}: wait for it or end it, or use another --output_dir"
@@ -46,3 +49,20 @@ def run_lock(run: Path) -> Iterator[None]:
         except OSError:
             logger.warning(f"{run} is on a file system without locks: see that no other run writes there")
         yield
+
+
+def _take(lock: int) -> None:
+    """Lock an open file.
+
+    Raises:
+        BlockingIOError: another process holds it, and not because it is just ending.
+        OSError: there are no locks here.
+    """
+    last = time.monotonic() + _ENDING
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > last:
+                raise
+            time.sleep(0.05)

@@ -284,7 +284,7 @@ def test_tiny_takes_a_second_and_mistakes_are_explained(tmp_path: Path) -> None:
         make(tmp_path / "x", preset="tiny", language="fr")
     with pytest.raises(UserError, match="no planted truth"):
         load_truth(tmp_path)
-    with pytest.raises(UserError, match="--seed -1 must not be negative"):
+    with pytest.raises(UserError, match="--seed -1 must be 0 or more"):
         make(tmp_path / "x", preset="tiny", seed=-1)
     assert not (tmp_path / "x").exists()
 
