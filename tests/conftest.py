@@ -34,6 +34,20 @@ def tiny_dataset(tiny_data: Path):
 
 
 @pytest.fixture(scope="session")
+def several_rows(tiny_raw: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The tiny world, opened, its split by time: users have several test rows."""
+    from lsvcr.data.prepare import prepare
+    from lsvcr.data.store import open_dataset
+    from lsvcr.settings import PrepareSettings
+
+    out = tmp_path_factory.mktemp("temporal") / "data"
+    shares = {"val_share": 0.2, "test_share": 0.3}
+    return open_dataset(
+        prepare(PrepareSettings(raw=str(tiny_raw), out=str(out), user_core=3, split="temporal", **shares))
+    )
+
+
+@pytest.fixture(scope="session")
 def _tiny_llm():
     import torch
 

@@ -79,13 +79,12 @@ class ClickSettings(BodySettings, EpochSettings):
 
 def check_clicks(settings: ClickSettings) -> None:
     """Raise a UserError where settings of `lsvcr clicks` are out of range or do not go together."""
-    check_bounds(settings, "num_train_epochs")
-    check_body(settings)
+    check_body(settings, "num_train_epochs")
 
 
-def check_body(settings: BodySettings) -> None:
-    """Raise a UserError where the shape is out of range or does not go together."""
-    check_bounds(settings)
+def check_body(settings: BodySettings, *positive: str) -> None:
+    """Raise a UserError where a number is out of range (`positive` as in `check_bounds`) or the shape does not fit."""
+    check_bounds(settings, *positive)
     if settings.hidden % (2 * settings.heads):
         raise UserError(
             f"--hidden {settings.hidden} must be a multiple of twice --heads {settings.heads}: rotary positions turn "

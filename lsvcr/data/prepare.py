@@ -91,9 +91,6 @@ def _check(settings: PrepareSettings) -> Path:
     if settings.candidates < 2:
         raise UserError("--candidates must be at least 2: a positive and a negative")
     check_bounds(settings)
-    for name in ("user_core", "video_core", "min_history"):
-        if getattr(settings, name) < 0:
-            raise UserError(f"--{name} must not be negative")
     return out
 
 

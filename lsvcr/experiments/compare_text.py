@@ -35,8 +35,10 @@ def failed(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def main_metric(report: Mapping[str, Any]) -> str:
-    """The column that has its interval, spread and test beside it."""
-    return str(report["metric"] if report["metric"] in report["metrics"] else report["metrics"][-1])
+    """The column that has its interval, spread and test beside it: the metric that chose, or the one most like it."""
+    chosen, columns = str(report["metric"]), [str(name) for name in report["metrics"]]
+    alike = [name for name in columns if name.partition("@")[0] == chosen.partition("@")[0]]
+    return chosen if chosen in columns else (alike or columns)[0]
 
 
 def cells(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

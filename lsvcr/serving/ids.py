@@ -142,7 +142,8 @@ class IdMap:
             raise BadRequest(f"an id is a whole number or a text, not {reprlib.repr(raw)}")
         if self.numbers and _DIGITS.fullmatch(raw):
             return int(raw)
-        _encoded(raw)
+        if not raw.isascii():
+            _encoded(raw)
         return raw
 
     def find(self, ids: Sequence[RawId]) -> np.ndarray:

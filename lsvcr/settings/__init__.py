@@ -16,12 +16,7 @@ from lsvcr.settings.judge import (
     ReportSettings,
     TableSettings,
 )
-from lsvcr.settings.others import (
-    BaselineSettings,
-    CompleteSettings,
-    EpochSettings,
-    FittedSettings,
-)
+from lsvcr.settings.others import BaselineSettings, CompleteSettings, EpochSettings, FittedSettings
 from lsvcr.settings.stages import AlignSettings, ConvertSettings, EmbedSettings, RankSettings, SRSettings
 
 __all__ = [

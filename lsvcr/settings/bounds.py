@@ -23,7 +23,8 @@ _NAMES: dict[Bound, str] = {
     "id_text_negatives negatives time_bucket_count",
     _FROM_0: "seed sample_seed rows_seed dataloader_num_workers sr_learning_rate head_learning_rate weight_decay "
     "max_grad_norm lora_r llm_layers user_layers item_emb_token_n text_token_budget max_train_samples max_val_samples "
-    "max_rows save_total_limit id_init_std min_id_count lm_loss_weight rec_loss_weight contrast_loss_weight "
+    "max_rows save_total_limit user_core video_core min_history "
+    "id_init_std min_id_count lm_loss_weight rec_loss_weight contrast_loss_weight "
     "wide_loss_weight taste_loss_weight id_text_loss_weight feature_loss_weight",
     _NONE_OR_MORE: "contrast_batch head_start_epochs head_start_taste_steps wide_titles taste_texts",
     _CATALOGUE_OR_MORE: "neg_video_num",

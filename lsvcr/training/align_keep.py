@@ -6,7 +6,6 @@ RUN/step-000200/   under `save_total_limit` N > 1 the N newest ones, last/ among
 RUN/best/          never removed
 """
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,14 +16,13 @@ from torch import Tensor
 
 from lsvcr.schema import BEST_DIR, LAST_DIR, MANIFEST_FILE
 from lsvcr.utils.errors import UserError
-from lsvcr.utils.io import atomic_dir, read_json, recover, sha256_file
+from lsvcr.utils.io import atomic_dir, is_disk_full, read_json, recover, sha256_file
 from lsvcr.utils.logging import get_logger
 
 FILES = "files"
 """Key of the manifest: SHA-256 of every other file, by its place in the folder."""
 
 _STEP = "step-"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MB = 1e6
 
 logger = get_logger(__name__)
@@ -162,7 +160,7 @@ def full_disk_told(run: Path, needed: int = 0) -> Iterator[None]:
     except FullDiskError:
         raise
     except Exception as error:
-        if not _is_full(error):
+        if not is_disk_full(error):
             raise
         # What is there of the unfinished one is removed when the block has ended.
         free = shutil.disk_usage(run).free + sum(file.stat().st_size for file in _unfinished_files(run))
@@ -180,15 +178,6 @@ def _left(run: Path) -> str:
     if not folders:
         return "it starts from the beginning, no checkpoint had been written yet"
     return f"it goes on from step {read_json(folders[0] / MANIFEST_FILE)['step']}, {folders[0]} is intact"
-
-
-def _is_full(error: BaseException) -> bool:
-    if isinstance(error, UserError):  # an OSError that was put into words on its way
-        return error.__cause__ is not None and _is_full(error.__cause__)
-    if isinstance(error, OSError):
-        return error.errno in _FULL
-    # Safetensors tells the system's error in words alone.
-    return any(f"(os error {number})" in str(error) for number in _FULL)
 
 
 def _megabytes(size: float) -> str:

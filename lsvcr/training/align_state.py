@@ -29,6 +29,7 @@ from lsvcr.training.align_keep import FILES, checkpoint_bytes, file_hashes, full
 from lsvcr.training.engine import MOMENTS, open_moments
 from lsvcr.training.engine_parts import set_master, set_parameter, shape
 from lsvcr.utils.errors import UserError
+from lsvcr.utils.identity import refuse_other_kind
 from lsvcr.utils.io import atomic_dir, read_json, write_json
 
 KIND = STAGE_ONE
@@ -213,12 +214,12 @@ def cut_of(settings: Mapping[str, Any], processes: int) -> dict[str, int]:
 
 
 def check_same_run(
-    last: Path, settings: Any, free: Collection[str], kind: str, data_hash: str, processes: int
+    folder: Path, settings: Any, free: Collection[str], kind: str, data_hash: str, processes: int
 ) -> None:
-    """Refuse to continue from the checkpoint `last` of a run that was started with other settings or on other data.
+    """Refuse to continue, or to replace, the checkpoint of a run that was started with other settings or on other data.
 
     Args:
-        last: the checkpoint's folder.
+        folder: the checkpoint's.
         settings: of the run, a dataclass.
         free: its fields that may change.
         kind: of the run's checkpoints.
@@ -228,9 +229,12 @@ def check_same_run(
     Raises:
         UserError: names every difference and the ways out.
     """
-    manifest = read_json(last / MANIFEST_FILE)
-    if manifest["kind"] != kind:
-        raise UserError(f"{last.parent} holds a run of another kind: use another --output_dir")
+    manifest = read_json(folder / MANIFEST_FILE)
+    refuse_other_kind(folder.parent, kind, manifest)
+    if "processes" not in manifest:
+        raise UserError(
+            f"{folder} holds a checkpoint that was converted, none of a run: choose another --output_dir"
+        )
     # A setting that the run's version did not have yet: it did what the default does.
     before = {**asdict(type(settings)()), **manifest["settings"]}
     differences = [
@@ -248,7 +252,7 @@ def check_same_run(
         differences.append("the prepared dataset has changed")
     if differences:
         raise UserError(
-            f"{last.parent} holds a run that was started differently: {'; '.join(differences)}. "
+            f"{folder.parent} holds a run that was started differently: {'; '.join(differences)}. "
             "Use another --output_dir, or --resume False to start anew there"
         )
 

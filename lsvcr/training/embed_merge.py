@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lsvcr.data.vectors import first_not_finite
 from lsvcr.training.embed_parts import Parts
 from lsvcr.training.embed_plan import EMPTY, Plan, kept
 from lsvcr.utils.errors import UserError
+from lsvcr.utils.io import take_room
 from lsvcr.utils.logging import get_logger, progress
 
 _CHUNK_BYTES = 1 << 25
@@ -59,7 +59,7 @@ class Merger:
         digest = hashlib.sha256(header)
         with open(path, "wb") as stream, progress(n_rows, f"joining {name} (rows)") as bar:
             # Take the whole space on the disk now, rather than find it full at the last row.
-            os.posix_fallocate(stream.fileno(), 0, len(header) + n_rows * width * 4)
+            take_room(stream, len(header) + n_rows * width * 4)
             stream.write(header)
             for start in range(0, n_rows, at_a_time):
                 stop = min(start + at_a_time, n_rows)

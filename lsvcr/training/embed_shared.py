@@ -3,13 +3,13 @@
 No array passes between processes, and none has to be in memory: what is mapped is the system's to keep or to drop.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from lsvcr.utils.distributed import barrier, is_main, rank, world_size
+from lsvcr.utils.io import create_npy
 
 CHUNK = 8192
 """Entries that are made, or copied, at a time."""
@@ -40,12 +40,14 @@ def shared(
     total = shape[-1]
     start, stop = _share(rank(), total)
     # A file for each process: several never write to one page, on one machine or on many.
-    mine = create(_piece(work, name, rank()), (*shape[:-1], stop - start), dtype)
+    mine = _piece(work, name, rank())
+    create_npy(mine, dtype, (*shape[:-1], stop - start))
     for low in range(start, stop, CHUNK):
         _put(mine, low - start, fill(low, min(low + CHUNK, stop)))
     barrier()
     if is_main():
-        whole = create(work / f"{name}.npy", shape, dtype)
+        whole = work / f"{name}.npy"
+        create_npy(whole, dtype, shape)
         for process in range(world_size()):
             piece, (at, end) = _piece(work, name, process), _share(process, total)
             for low in range(0, end - at, CHUNK):
@@ -68,27 +70,6 @@ def load(work: Path, name: str) -> np.ndarray:
     """Map an array that `shared` or `of_main` wrote."""
     array: np.ndarray = np.load(work / f"{name}.npy", mmap_mode="r")
     return array
-
-
-def create(path: Path, shape: tuple[int, ...], dtype: type) -> Path:
-    """A new `.npy` file of zeros with its space on the disk reserved.
-
-    Without the reservation a full disk would kill a process that writes through a mapping.
-
-    Returns:
-        `path`.
-
-    Raises:
-        OSError: there is not enough space; the file is gone then.
-    """
-    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    with open(path, "r+b") as stream:
-        try:
-            os.posix_fallocate(stream.fileno(), 0, max(1, path.stat().st_size))
-        except OSError:
-            path.unlink()
-            raise
-    return path
 
 
 def _put(path: Path, at: int, part: np.ndarray) -> None:

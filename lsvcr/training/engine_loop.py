@@ -255,6 +255,9 @@ class EngineLoop(ABC):
     def _standing(self, window: Window) -> int:
         """Optimiser steps already done: 0, or where an interrupted run in the folder stopped; and its open window."""
         if not broadcast_object(is_main() and interrupted(self._run)):
+            if self._loop.resume and broadcast_object(is_main() and (self._run / BEST_DIR).is_dir()):
+                # Of a run killed between best/ and last/, if it is this one.
+                from_main(lambda: self._check_same_run(self._run / BEST_DIR))
             return 0
         if not self._loop.resume:
             if is_main():
@@ -262,7 +265,7 @@ class EngineLoop(ABC):
             barrier()
             return 0
         last = from_main(lambda: newest_good(self._run))
-        check_same_run(last, self._loop, self.free, self.kind, self._data_hash, world_size())
+        self._check_same_run(last)
         state, standing = read_trainer(last)
         if is_main() and last.name == LAST_DIR:
             keep_step(self._run, self._loop.save_total_limit)
@@ -271,6 +274,9 @@ class EngineLoop(ABC):
         self._without_gain = standing.get("without_gain", 0)
         window.take(standing["window"])
         return int(standing["step"])
+
+    def _check_same_run(self, folder: Path) -> None:
+        check_same_run(folder, self._loop, self.free, self.kind, self._data_hash, world_size())
 
     def _rate_factor(self, step: int) -> float:
         kind: Kind = self._loop.lr_scheduler_type

@@ -15,7 +15,7 @@ from lsvcr.models import checkpoint
 from lsvcr.schema import BEST_DIR, LAST_DIR, MANIFEST_FILE, METRICS_FILE, METRICS_LOG_FILE
 from lsvcr.training.rank_contract import Kept
 from lsvcr.utils.errors import UserError
-from lsvcr.utils.identity import refuse_other_kind, refuse_other_run
+from lsvcr.utils.identity import START_OVER, refuse_other_kind, refuse_other_run
 from lsvcr.utils.io import atomic_dir, read_json, recover
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -153,10 +153,8 @@ class RunFolder:
         refuse_other_kind(self.path, self._about["kind"], manifest)
         # A setting that an earlier version did not have had what is its default now.
         there = {**self._defaults, **manifest.get("identity", {})}
-        if "resume" in self._defaults:
-            refuse_other_run(self.path, self._identity, there)
-        else:
-            refuse_other_run(self.path, self._identity, there, "remove what is there")
+        anew = START_OVER if "resume" in self._defaults else "remove what is there"
+        refuse_other_run(self.path, self._identity, there, anew)
         return manifest
 
     def _manifest(self, progress: Progress, figures: Mapping[str, float]) -> dict[str, Any]:

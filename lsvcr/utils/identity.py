@@ -6,6 +6,8 @@ from typing import Any
 
 from lsvcr.utils.errors import UserError
 
+START_OVER = "start over in this one with --resume False"
+
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
     """In words, each entry of `here` that is another in `there`; empty where there is none."""
@@ -35,7 +37,7 @@ def refuse_other_run(
     path: Path,
     here: Mapping[str, Any],
     there: Mapping[str, Any],
-    anew: str = "start over in this one with --resume False",
+    anew: str = START_OVER,
 ) -> None:
     """Raise a UserError where the run in `path` has another identity (`there`) than the one asked for (`here`).
 

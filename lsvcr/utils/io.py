@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -189,10 +189,28 @@ def create_npy(path: str | Path, dtype: Any, shape: tuple[int, ...]) -> np.memma
         OSError: there is not enough room.
     """
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as stream:
-            os.posix_fallocate(stream.fileno(), 0, os.fstat(stream.fileno()).st_size)
+    with open(path, "r+b") as stream:
+        take_room(stream, os.fstat(stream.fileno()).st_size)
     return array
+
+
+def take_room(stream: IO[bytes], size: int) -> None:
+    """Take the disk's room for the first `size` bytes of a file now, where the system can.
+
+    Raises:
+        OSError: there is not enough.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(stream.fileno(), 0, size)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True where an error, or the one that a UserError put into words, says of a full disk or a used-up quota."""
+    if isinstance(error, UserError):
+        return error.__cause__ is not None and is_disk_full(error.__cause__)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return _CUT_SHORT.search(str(error)) is not None
 
 
 def _entries(folder: Path) -> Iterator[str]:
@@ -328,7 +346,7 @@ def explained(target: Path, reasons: dict[int, str] = _WRITING | _UNREACHABLE) -
         if getattr(error, "errno", None) is not None:
             reason = reasons.get(error.errno)  # type: ignore[attr-defined]
         else:
-            reason = _SHORT if _CUT_SHORT.search(str(error)) else None
+            reason = _SHORT if is_disk_full(error) else None
         if reason is None:
             raise
         raise UserError(f"cannot write {target}: {reason}") from error

@@ -380,7 +380,7 @@ SETTINGS = {
     "no raw": ({"raw": ""}, r"prepare needs --raw"),
     "shares": ({"split": "temporal", "val_share": 0.6, "test_share": 0.5}, r"--val_share and --test_share"),
     "candidates": ({"candidates": 1}, r"--candidates must be at least 2"),
-    "core": ({"user_core": -1}, r"--user_core must not be negative"),
+    "core": ({"user_core": -1}, r"--user_core -1 must be 0 or more"),
     "source": ({"source": "netflix"}, r"--source 'netflix' is unknown; choose from kuaicomt, microlens"),
     "nobody left": ({"user_core": 100}, r"nothing is left: no user has 100 liked videos.*lower --user_core"),
     "nothing to split": ({"min_history": 6}, r"no sample is left for train and val and test"),

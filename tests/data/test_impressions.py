@@ -335,7 +335,7 @@ def test_a_full_disk_is_told_as_one_and_leaves_nothing(tmp_path: Path, monkeypat
     views = tables(tmp_path / "views", some_views())
     monkeypatch.setattr(Spill, "_next", lambda self: Path("/dev/full"))
     for folder, source in ((raw, "kuaicomt"), (views, "tables")):
-        with pytest.raises(UserError, match="no space left; free some"):
+        with pytest.raises(UserError, match="no space left, or your quota is used up; free some"):
             run(folder, source=source)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "views"]
 

@@ -10,8 +10,7 @@ from safetensors.numpy import load_file, save_file
 from scipy import stats
 
 from lsvcr.baselines.popularity import evaluate_popularity
-from lsvcr.data.prepare import prepare
-from lsvcr.data.store import Dataset, open_dataset
+from lsvcr.data.store import Dataset
 from lsvcr.evaluation.result import (
     RESAMPLES,
     Fingerprint,
@@ -23,7 +22,6 @@ from lsvcr.evaluation.result import (
 )
 from lsvcr.evaluation.significance import paired, paired_t_test
 from lsvcr.schema import Split, Task
-from lsvcr.settings import PrepareSettings
 from lsvcr.utils.errors import UserError
 
 PRINT = Fingerprint("rec", "test", "full", "all videos", "kept", "expected", "abc")
@@ -136,20 +134,12 @@ def test_users_survive_the_disk_and_an_earlier_version_has_none(tmp_path: Path) 
     assert old.summary()["metrics"] == result(np.arange(6.0)).summary()["metrics"]
 
 
-@pytest.fixture(scope="module")
-def temporal(tiny_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The tiny world, whose users have several test rows."""
-    out = tmp_path_factory.mktemp("temporal") / "data"
-    shares = {"val_share": 0.2, "test_share": 0.3}
-    return open_dataset(
-        prepare(PrepareSettings(raw=str(tiny_raw), out=str(out), user_core=3, split="temporal", **shares))
-    )
-
-
 @pytest.mark.parametrize("task", list(Task))
-def test_the_evaluator_tells_whose_the_rows_are(temporal: Dataset, tiny_dataset: Dataset, task: Task) -> None:
-    found = evaluate_popularity(temporal, task, Split.TEST)["full"]
-    samples = temporal.samples(task, Split.TEST)
+def test_the_evaluator_tells_whose_the_rows_are(
+    several_rows: Dataset, tiny_dataset: Dataset, task: Task
+) -> None:
+    found = evaluate_popularity(several_rows, task, Split.TEST)["full"]
+    samples = several_rows.samples(task, Split.TEST)
     assert found.users is not None and np.array_equal(found.users, samples.user[found.rows])
     assert found.summary()["users"] == len(np.unique(found.users)) < len(found.rows)
     over_rows = bootstrap_interval(np.stack(list(found.values.values()), axis=1))[0]

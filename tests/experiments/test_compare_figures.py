@@ -7,6 +7,7 @@ from scipy import stats
 from lsvcr.evaluation.result import Fingerprint, Result
 from lsvcr.evaluation.significance import holm
 from lsvcr.experiments.compare_figures import averaged, compared
+from lsvcr.experiments.compare_text import main_metric
 from lsvcr.utils.errors import UserError
 from tests.experiments.fabricated import fingerprint
 
@@ -121,3 +122,11 @@ def test_different_protocols_and_rows_are_refused(results):
     short = Result(fingerprint(), np.arange(3), {"ndcg@10": np.zeros(3)})
     with pytest.raises(UserError, match="do not cover the same rows"):
         averaged([results["like"][0], short])
+
+
+@pytest.mark.parametrize(
+    "chosen, column",
+    [("mrr@10", "mrr@10"), ("ndcg@20", "ndcg@10"), ("recall@50", "recall@10"), ("map@10", "recall@10")],
+)
+def test_the_column_with_the_test_is_the_metric_that_chose_or_most_like_it(chosen, column):
+    assert main_metric({"metric": chosen, "metrics": ["recall@10", "ndcg@10", "mrr@10"]}) == column

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from lsvcr.baselines.popularity import evaluate_popularity
-from lsvcr.data.prepare import prepare
-from lsvcr.data.store import Dataset, open_dataset
+from lsvcr.data.store import Dataset
 from lsvcr.evaluation.protocol import FULL
 from lsvcr.evaluation.result import Result, save_rows
 from lsvcr.evaluation.significance import paired
@@ -18,21 +17,10 @@ from lsvcr.experiments.gain import measure_gain
 from lsvcr.experiments.runs import load_run, with_users
 from lsvcr.experiments.table import compare_runs, print_table
 from lsvcr.schema import Split, Task
-from lsvcr.settings import PrepareSettings
 from tests.experiments.compare_runs import asked, forget_accelerate, in_process, one_thread
 from tests.experiments.fabricated import write_run
 
 NDCG = "ndcg@10"
-
-
-@pytest.fixture(scope="module")
-def data(tiny_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The tiny world, whose users have several test rows."""
-    out = tmp_path_factory.mktemp("temporal") / "data"
-    shares = {"val_share": 0.2, "test_share": 0.3}
-    return open_dataset(
-        prepare(PrepareSettings(raw=str(tiny_raw), out=str(out), user_core=3, split="temporal", **shares))
-    )
 
 
 def results(data: Dataset, task: Task = Task.REC) -> tuple[Result, Result]:
@@ -52,27 +40,27 @@ def of_an_earlier_version(result: Result) -> Result:
 
 
 @pytest.fixture
-def runs(data: Dataset, tmp_path: Path) -> tuple[str, str]:
+def runs(several_rows: Dataset, tmp_path: Path) -> tuple[str, str]:
     """Two runs of an earlier version."""
     return tuple(
         str(write_run(tmp_path / name / "Rec", of_an_earlier_version(content)).parent)
-        for name, content in zip(("a", "b"), results(data), strict=True)
+        for name, content in zip(("a", "b"), results(several_rows), strict=True)
     )  # type: ignore[return-value]
 
 
 def test_a_dataset_says_whose_the_rows_of_an_earlier_version_are(
-    data: Dataset, tiny_dataset: Dataset
+    several_rows: Dataset, tiny_dataset: Dataset
 ) -> None:
     for task in Task:
-        known, _ = results(data, task)
+        known, _ = results(several_rows, task)
         old = of_an_earlier_version(known)
-        assert np.array_equal(with_users(old, data).users, known.users)
-        assert with_users(old, tiny_dataset) is old and with_users(known, data) is known
+        assert np.array_equal(with_users(old, several_rows).users, known.users)
+        assert with_users(old, tiny_dataset) is old and with_users(known, several_rows) is known
 
 
-def test_the_table_is_over_users_as_it_says(data: Dataset, runs: tuple[str, str], capsys) -> None:
-    report = compare_runs(str(data.root), {"b": runs[1], "a": runs[0]})
-    a, b = results(data)
+def test_the_table_is_over_users_as_it_says(several_rows: Dataset, runs: tuple[str, str], capsys) -> None:
+    report = compare_runs(str(several_rows.root), {"b": runs[1], "a": runs[0]})
+    a, b = results(several_rows)
     known = paired(a, b, NDCG)
     found = report["last_minus_previous"]["rec"][NDCG]
     assert (found["interval"], found["users"]) == (list(known.interval), a.count_users())
@@ -83,9 +71,9 @@ def test_the_table_is_over_users_as_it_says(data: Dataset, runs: tuple[str, str]
 
 
 def test_against_says_what_it_takes_for_independent(
-    data: Dataset, runs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    several_rows: Dataset, runs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    a, b = results(data)
+    a, b = results(several_rows)
     one, other = (f"{run}/Rec" for run in runs)
 
     def asked_for(left: str, right: str, **fields: str) -> tuple[dict, str]:
@@ -99,7 +87,7 @@ def test_against_says_what_it_takes_for_independent(
     assert blind["metrics"][NDCG]["t_p"] == pytest.approx(over_rows.t_p)
     known = paired(a, b, NDCG)
     newer = str(write_run(tmp_path / "newer", a))
-    for found, told in (asked_for(one, other, data=str(data.root)), asked_for(newer, other)):
+    for found, told in (asked_for(one, other, data=str(several_rows.root)), asked_for(newer, other)):
         assert found["users"] == known.users < found["rows"] == known.rows
         assert found["metrics"][NDCG]["t_p"] == pytest.approx(known.t_p)
         assert found["metrics"][NDCG]["interval"] == pytest.approx(known.interval)
@@ -110,11 +98,11 @@ def test_against_says_what_it_takes_for_independent(
     assert found["slices"]["cold"]["users"] == 1 and found["slices"]["cold"]["metrics"][NDCG]["t_p"] is None
 
 
-def test_gains_resample_users(data: Dataset) -> None:
+def test_gains_resample_users(several_rows: Dataset) -> None:
     """Equally many rows a user, that are all alike, are worth one row."""
     several, alone = [], []
     for seed in range(2):
-        a, b = results(data)
+        a, b = results(several_rows)
         values = np.random.default_rng(seed).random(20)
         mark = {"slices": {}, "fingerprint": a.fingerprint}
         for repeated, kept in ((3, several), (1, alone)):
@@ -133,8 +121,8 @@ def test_gains_resample_users(data: Dataset) -> None:
     assert measure_gain(unknown, zeros[1], NDCG) == few
 
 
-def test_figures_of_a_comparison_are_over_users(data: Dataset) -> None:
-    a, b = results(data)
+def test_figures_of_a_comparison_are_over_users(several_rows: Dataset) -> None:
+    a, b = results(several_rows)
     one_user = a.users == a.users[0]
     a, b = (replace(result, slices={"cold": one_user}) for result in (a, b))
     found = compare_figures.compared({"a": [a, a], "b": [b, b]}, [NDCG], NDCG, "b")["a"]
@@ -149,9 +137,9 @@ def test_figures_of_a_comparison_are_over_users(data: Dataset) -> None:
 
 @pytest.mark.parametrize(("task", "model"), [("Rec", "popularity"), ("CommRank", "comment_popularity")])
 def test_a_comparison_knows_the_users_of_earlier_runs(
-    data: Dataset, tmp_path: Path, task: str, model: str
+    several_rows: Dataset, tmp_path: Path, task: str, model: str
 ) -> None:
-    settings = asked(tmp_path, model, data=str(data.root), task=task)
+    settings = asked(tmp_path, model, data=str(several_rows.root), task=task)
     with pytest.MonkeyPatch.context() as patch, one_thread():
         in_process(patch)
         report = compare(settings)

@@ -5,8 +5,10 @@ Every process writes what it found to `results.RANK.pt`; the tests read it.
 
 import dataclasses
 import io
+import json
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
@@ -195,6 +197,30 @@ def damaged_and_full(folder: Path, data: str) -> dict[str, Any]:
     return found
 
 
+def best_alone(folder: Path, data: str) -> dict[str, Any]:
+    """What a run says of a folder with best/ and nothing to go on from: of itself, or of something else."""
+    from lsvcr.training.align import align
+    from lsvcr.utils.errors import UserError
+
+    run = folder / "best_alone"
+    shutil.copytree(folder / "plain" / "best", run / "best")
+    manifest = run / "best" / "manifest.json"
+    own = json.loads(manifest.read_text())
+
+    def refused(content: dict[str, Any], **changes: Any) -> str:
+        manifest.write_text(json.dumps(content))
+        try:
+            align(settings(data, run, **changes))
+        except UserError as error:
+            return str(error)
+        return ""
+
+    converted = {name: value for name, value in own.items() if name != "processes"}
+    told = [refused({**own, "kind": "stage-two"}), refused(own, lora_r=4), refused(converted)]
+    stood = not (run / "last").exists() and (run / "best" / "sr.safetensors").exists()
+    return {"best_of_others": told, "best_stood": stood, "best_of_its_own": refused(own)}
+
+
 def first_gradients(folder: Path, data: str) -> dict[str, Any]:
     """Losses and averaged gradients of one micro-batch of 6 samples, fp32, dropout off.
 
@@ -332,6 +358,8 @@ def single_process_runs(folder: Path, data: str) -> dict[str, Any]:
     found["uneven_contrast"] = refused(contrast_batch=6, gradient_accumulation_steps=2)
     found["one_to_contrast"] = refused(per_device_train_batch_size=1, model_name_or_path="nowhere")
     found["too_long_histories"] = refused(max_phis_len=60)
+
+    found |= best_alone(folder, data)
 
     # Accumulation: two micro-batches of 2 are one of 4, for the LM loss, which has no in-batch negatives.
     alone = {"rec_loss_weight": 0.0, "contrast_loss_weight": 0.0, "bf16": False, "max_steps": 2, **NO_DROPOUT}

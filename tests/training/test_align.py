@@ -152,6 +152,18 @@ def test_a_folder_of_another_run_is_refused(one: Runs) -> None:
     assert one[1][0]["free_settings"] == ""
 
 
+def test_a_best_of_something_else_is_not_replaced(one: Runs) -> None:
+    found = one[1][0]
+    kind, other, converted = found["best_of_others"]
+    assert "best_alone holds a run of another kind (stage-two there, stage-one here)" in kind
+    assert "started differently: lora_r was 8, is 4" in other
+    assert "holds a checkpoint that was converted" in converted
+    assert found["best_stood"]
+    assert found["best_of_its_own"] == ""
+    written, plain = (load_file(one[0] / run / "best" / "sr.safetensors") for run in ("best_alone", "plain"))
+    assert all(torch.equal(value, plain[name]) for name, value in written.items())
+
+
 def test_a_continued_run_contrasts_as_many_samples_however_it_is_cut(one: Runs) -> None:
     said = one[1][0]["other_contrast"]
     assert "contrasted with one another (--contrast_batch, else batch x processes) were 4, are 2" in said

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -212,7 +213,7 @@ def test_a_full_disk_stops_before_anything_is_written(tiny_dataset, tmp_path, mo
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(embed_shared.os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="no space for the vectors .No space left.*Nothing there has changed"):
         embed(settings(tiny_dataset.root, tmp_path / "out"))
     assert names(tmp_path / "out") == []

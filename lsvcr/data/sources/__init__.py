@@ -41,7 +41,8 @@ def read_logs(settings: "PrepareSettings", bad: "BadRows", spill: "Spill") -> "R
 
 
 def _warn_of_times(logs: "RawLogs") -> None:
-    outside = import_module("lsvcr.data.calendar").outside
+    from lsvcr.data.calendar import outside
+
     for what, events in (("likes", logs.video_events), ("comment interactions", logs.comment_events)):
         found = outside(events[TIME].to_numpy())
         if found is not None:

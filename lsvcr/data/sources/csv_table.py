@@ -17,8 +17,9 @@ import polars as pl
 from lsvcr.data.sources.columns import WORDS, Column, is_good, typed
 from lsvcr.data.sources.logs import LISTED, ROW, BadRows, drop_repeated
 from lsvcr.data.sources.raw_bytes import UNREADABLE, cut_short, holds, on_disk, open_raw, read_through
-from lsvcr.data.sources.spill import Spill, disk_full
+from lsvcr.data.sources.spill import Spill
 from lsvcr.utils.errors import UserError
+from lsvcr.utils.io import is_disk_full
 
 _MARKS = {";": "semicolons", "\t": "tabs", "|": "bars", "::": "double colons", ",": "commas"}
 _EXTRA = "\nbeyond the header"
@@ -112,7 +113,9 @@ class CsvTable:
         try:
             frame, sizes, *_ = pl.collect_all(queries, engine="streaming")
         except (pl.exceptions.ComputeError, pl.exceptions.SchemaError, OSError) as error:
-            raise disk_full(error) or self._damage(str(error)) from None
+            if is_disk_full(error):
+                raise
+            raise self._damage(str(error)) from None
         if not frame[ROW].is_sorted():
             frame = frame.sort(ROW)
         size, end, has_backslash = sizes.row(0)

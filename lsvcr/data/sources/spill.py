@@ -1,6 +1,5 @@
 """Rows of a source that are too many for memory: impressions, kept as Arrow files until they are placed."""
 
-import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,10 +40,7 @@ class Spill:
 
     def write(self, rows: pl.DataFrame) -> None:
         """Write `rows` to the next file."""
-        try:
-            rows.write_ipc(self._next())
-        except OSError as error:
-            raise disk_full(error) or error from None
+        rows.write_ipc(self._next())
 
     def leave_out(self, rows: list[int]) -> None:
         """Pass over these rows (values of `ROW`) of the file written last: they turned out to be broken."""
@@ -83,10 +79,3 @@ class Spill:
         self.folder.mkdir(exist_ok=True)
         self._files.append(self.folder / f"{len(self._files)}.arrow")
         return self._files[-1]
-
-
-def disk_full(error: Exception) -> OSError | None:
-    """Polars names the system's error in words alone; the same with its number, None for another error."""
-    if "os error 28" in str(error):
-        return OSError(errno.ENOSPC, "no space left on device")
-    return None

@@ -19,6 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from lsvcr.serving.http.starting import NUMBERS_VARIABLE
 from lsvcr.utils.errors import UserError
+from lsvcr.utils.io import take_room
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -52,8 +53,7 @@ def set_aside(folder: Path, place: int) -> None:
     try:
         for kind in FILES:
             with (folder / f"{kind}_{place}.db").open("ab") as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
+                take_room(file, FILE_BYTES)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
