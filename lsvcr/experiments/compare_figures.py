@@ -83,6 +83,12 @@ def columns(settings: CompareSettings) -> list[str]:
     return names
 
 
+def main_metric(chosen: str, metrics: Sequence[str]) -> str:
+    """The column that has interval, spread, test and cold part: the metric that chose, or the one most like it."""
+    alike = [name for name in metrics if name.partition("@")[0] == chosen.partition("@")[0]]
+    return chosen if chosen in metrics else (alike or metrics)[0]
+
+
 def report_of(
     rows: Sequence[Row],
     settings: CompareSettings,
@@ -105,7 +111,8 @@ def report_of(
     baselines = {row.member.name: validations[row.member.name] for row in done if not row.member.is_product}
     reference = max(baselines, key=lambda name: baselines[name]) if baselines else None
     metrics = columns(settings)
-    figures = compared(results, metrics, settings.metric.lower(), reference)
+    main = main_metric(settings.metric.lower(), metrics)
+    figures = compared(results, metrics, main, reference)
     fingerprint = next(iter(results.values()))[0].fingerprint
     return {
         "task": fingerprint.task,
@@ -116,6 +123,7 @@ def report_of(
         "fingerprint": fingerprint.to_json(),
         "metric": settings.metric.lower(),
         "metrics": metrics,
+        "main": main,
         "seeds": [settings.seed + place for place in range(settings.seeds)],
         "trials": settings.trials,
         "epochs": settings.epochs,
@@ -169,7 +177,7 @@ def compared(
     Args:
         results: test results by row, one a seed.
         metrics: what is shown.
-        main: the metric whose cold part is shown, too, if it is among `metrics` (else the last of them is).
+        main: the one of `metrics` whose cold part is shown, too.
         reference: the row that the others are tested against; None = no tests.
 
     Returns:
@@ -181,13 +189,12 @@ def compared(
     """
     means = {name: averaged(found) for name, found in results.items()}
     same_protocol(means)
-    cold = main if main in metrics else metrics[-1]
     parts: dict[str, tuple[str | None, list[str]]] = {"metrics": (None, list(metrics))}
     if all(
         COLD in mean.slices and mean.count_users(COLD) > 1 and not mean.slices[COLD].all()
         for mean in means.values()
     ):
-        parts[COLD] = (COLD, [cold])
+        parts[COLD] = (COLD, [main])
     found: dict[str, dict[str, Any]] = {}
     for name in results:
         found[name] = {part: _figures(results[name], means[name], *asked) for part, asked in parts.items()}

@@ -11,7 +11,6 @@ from lsvcr.experiments.compare_text import (
     done,
     failed,
     full,
-    main_metric,
     notes,
     title,
     trial_heads,
@@ -67,7 +66,7 @@ def _pictures(report: Mapping[str, Any]) -> Html:
     rows = done(report)
     named = {name: {row["name"]: row["metrics"][name] for row in rows} for name in report["metrics"]}
     if all(row[COLD] for row in rows):
-        main = main_metric(report)
+        main = report["main"]
         named[f"{main}, cold targets"] = {row["name"]: row[COLD][main] for row in rows}
     figures = []
     for number, (name, entries) in enumerate(named.items(), start=1):
@@ -92,7 +91,7 @@ def _full(report: Mapping[str, Any]) -> Html:
         table(FULL_HEADS, _unbroken([[row["name"], *full(row["metrics"][name])] for row in rows]), name)
         for name in report["metrics"]
     ]
-    main = main_metric(report)
+    main = report["main"]
     cold = [[row["name"], *full(row[COLD][main])] for row in rows if row[COLD]]
     if cold:
         tables.append(table(FULL_HEADS, _unbroken(cold), f"{main}, cold targets"))

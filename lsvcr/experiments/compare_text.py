@@ -34,16 +34,9 @@ def failed(report: Mapping[str, Any]) -> dict[str, str]:
     return {row["name"]: row["failed"] for row in report["rows"] if row["failed"]}
 
 
-def main_metric(report: Mapping[str, Any]) -> str:
-    """The column that has its interval, spread and test beside it: the metric that chose, or the one most like it."""
-    chosen, columns = str(report["metric"]), [str(name) for name in report["metrics"]]
-    alike = [name for name in columns if name.partition("@")[0] == chosen.partition("@")[0]]
-    return chosen if chosen in columns else (alike or columns)[0]
-
-
 def cells(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the one table; a failed model has a row of dashes."""
-    main = main_metric(report)
+    main = report["main"]
     others = [name for name in report["metrics"] if name != main]
     has_cold = any(row[COLD] for row in done(report))
     heads = ["model", short(main), "95 % interval", "spread", *map(short, others)]
@@ -192,7 +185,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     for name in report["metrics"]:
         body = [_full(row["name"], row["metrics"][name]) for row in done(report)]
         parts += [f"## {name}", _table(FULL_HEADS, body)]
-    main = main_metric(report)
+    main = report["main"]
     cold = [_full(row["name"], row[COLD][main]) for row in done(report) if row[COLD]]
     if cold:
         parts += [f"## {main}, cold targets", _table(FULL_HEADS, cold)]

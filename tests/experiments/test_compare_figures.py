@@ -6,8 +6,7 @@ from scipy import stats
 
 from lsvcr.evaluation.result import Fingerprint, Result
 from lsvcr.evaluation.significance import holm
-from lsvcr.experiments.compare_figures import averaged, compared
-from lsvcr.experiments.compare_text import main_metric
+from lsvcr.experiments.compare_figures import averaged, compared, main_metric
 from lsvcr.utils.errors import UserError
 from tests.experiments.fabricated import fingerprint
 
@@ -129,4 +128,4 @@ def test_different_protocols_and_rows_are_refused(results):
     [("mrr@10", "mrr@10"), ("ndcg@20", "ndcg@10"), ("recall@50", "recall@10"), ("map@10", "recall@10")],
 )
 def test_the_column_with_the_test_is_the_metric_that_chose_or_most_like_it(chosen, column):
-    assert main_metric({"metric": chosen, "metrics": ["recall@10", "ndcg@10", "mrr@10"]}) == column
+    assert main_metric(chosen, ["recall@10", "ndcg@10", "mrr@10"]) == column
