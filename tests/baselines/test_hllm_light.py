@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from lsvcr.training.embed import embed
 from lsvcr.training.rank_evaluate import evaluate_checkpoint
 from lsvcr.utils.errors import UserError
 from tests.contract.small import embed_items
+from tests.processes import run_together
 from tests.training.conftest import fresh_accelerator
 
 __all__ = ["fresh_accelerator"]
@@ -455,7 +455,7 @@ def test_two_processes_have_the_negatives_and_gradients_of_one(tmp_path: Path) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(work, args=(port, str(tmp_path)), nprocs=2)
+    run_together(work, (port, str(tmp_path)), 2)
     made = model()
     made.training_loss(batch())["loss"].backward()
     for name, value in made.named_parameters():

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from lsvcr.data.rank import RankData
 from lsvcr.data.store import open_dataset
@@ -19,6 +18,7 @@ from lsvcr.evaluation.protocol import FULL, Protocol
 from lsvcr.evaluation.result import load_rows, save_rows
 from lsvcr.schema import Split, Task
 from tests.evaluation.eval_world import Blurred, Coarse, Constant, N, write_world
+from tests.processes import run_together
 
 SCORERS = {"blurred": Blurred(N), "coarse": Coarse(N), "constant": Constant(N)}
 RANKED = tuple(f"{word}@{k}" for word in METRICS for k in (1, 3, 10))
@@ -58,7 +58,7 @@ def test_any_number_of_processes_gives_every_metric_of_every_row_to_the_last_dig
     """Values of rows, slices, and what all rows have together, bit by bit."""
     data = write_world(tmp_path / "data").root
     for processes in (1, 2, 3):
-        mp.spawn(worker, (processes, free_port(), str(data), str(tmp_path)), nprocs=processes)
+        run_together(worker, (processes, free_port(), str(data), str(tmp_path)), processes)
     kinds = [f"{name}.{protocol}" for name in SCORERS for protocol in ("full", "seen", "sampled")]
     for kind in [*kinds, "comments.full"]:
         files = [tmp_path / f"{n}.{number}.{kind}" for n in (1, 2, 3) for number in range(n)]

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from lsvcr.losses.alignment import (
     behaviour_contrast,
@@ -15,6 +14,7 @@ from lsvcr.losses.alignment import (
     preference_contrast,
     recommendation_contrast,
 )
+from tests.processes import run_together
 
 ROWS, WIDTH, TAU = 6, 5, 0.2
 KEYS = torch.tensor([3, 8, 3, 4, 8, 9])
@@ -61,7 +61,7 @@ def test_two_processes_equal_one_on_the_joined_batch(sizes, tmp_path: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(work, args=(sizes, port, str(tmp_path)), nprocs=2)
+    run_together(work, (sizes, port, str(tmp_path)), 2)
     weight = torch.eye(WIDTH, dtype=torch.float64).requires_grad_()
     loss = total(inputs(), weight, KEYS)
     loss.backward()

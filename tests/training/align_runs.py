@@ -17,10 +17,10 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from lsvcr.settings import AlignSettings
 from lsvcr.utils.logging import quiet_third_party
+from tests.processes import run_together
 from tests.training.untuned_files import write_vectors
 
 BASE = AlignSettings(
@@ -48,7 +48,7 @@ def run_processes(
     work: Callable[..., dict[str, Any]], count: int, folder: Path, **arguments: Any
 ) -> list[dict]:
     """Call `work(folder, **arguments)` in `count` processes of one gloo group; what each returned, by rank."""
-    mp.spawn(_process, args=(count, work, str(folder), arguments), nprocs=count)
+    run_together(_process, (count, work, str(folder), arguments), count)
     return [torch.load(folder / f"results.{rank}.pt", weights_only=False) for rank in range(count)]
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from lsvcr import cli
@@ -20,6 +19,7 @@ from lsvcr.training import baseline, clicks
 from lsvcr.training.clicks_setup import set_up
 from lsvcr.utils.errors import UserError
 from tests.click_world import write_click_world
+from tests.processes import run_together
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -296,7 +296,7 @@ def _measure(rank: int, processes: int, port: int, data: str, out: str) -> None:
 @pytest.mark.slow
 def test_any_number_of_processes_measures_the_same(data: Path, tmp_path: Path) -> None:
     for processes in (1, 2, 3):
-        mp.spawn(_measure, (processes, _port(), str(data), str(tmp_path)), nprocs=processes)
+        run_together(_measure, (processes, _port(), str(data), str(tmp_path)), processes)
     found = [(tmp_path / f"{n}.{rank}.json").read_text() for n in (1, 2, 3) for rank in range(n)]
     assert len(set(found)) == 1
 
@@ -315,7 +315,7 @@ def _train(rank: int, processes: int, port: int, data: str, out: str, batch: int
 def test_two_processes_train_as_one_on_the_joined_batch(data: Path, tmp_path: Path) -> None:
     for processes, batch in ((1, 24), (2, 12)):
         out = str(tmp_path / str(processes))
-        mp.spawn(_train, (processes, _port(), str(data), out, batch), nprocs=processes)
+        run_together(_train, (processes, _port(), str(data), out, batch), processes)
     lines = [
         [json.loads(line)["train/loss"] for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]
         for n in "12"

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -24,6 +23,7 @@ from lsvcr.training.rank import run
 from lsvcr.training.rank_batches import EpochBatches
 from lsvcr.training.rank_evaluate import evaluate_checkpoint
 from lsvcr.training.rank_setup import set_up
+from tests.processes import run_together
 from tests.training.rank_runs import settings, write_planted
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, made by a process of its own so that Accelerate's state stays out of this one."""
     out = tmp_path_factory.mktemp("run") / "one"
     changes = {"num_train_epochs": 3, "id_text_loss_weight": 0.0, "per_device_train_batch_size": 24}
-    mp.spawn(train_worker, (1, free_port(), str(data), str(out), changes), nprocs=1)
+    run_together(train_worker, (1, free_port(), str(data), str(out), changes), 1)
     return out
 
 
@@ -77,9 +77,9 @@ def test_any_number_of_processes_gives_the_same_metrics_to_the_last_digit(
     if task == "CommRank":
         out = tmp_path / "comments"
         changes = {"finetune_task": task, "num_train_epochs": 1}
-        mp.spawn(train_worker, (1, free_port(), str(data), str(out), changes), nprocs=1)
+        run_together(train_worker, (1, free_port(), str(data), str(out), changes), 1)
     for processes in (1, 2, 3):
-        mp.spawn(evaluate_worker, (processes, free_port(), str(data), str(out)), nprocs=processes)
+        run_together(evaluate_worker, (processes, free_port(), str(data), str(out)), processes)
     reports = [
         json.loads((out / f"report{n}.{rank}.json").read_text()) for n in (1, 2, 3) for rank in range(n)
     ]
@@ -90,7 +90,7 @@ def test_any_number_of_processes_gives_the_same_metrics_to_the_last_digit(
 def test_two_processes_train_as_one_on_the_joined_batch(data: Path, trained: Path, tmp_path: Path) -> None:
     """Twice 12 samples a step against 24; the last step of an epoch has 8."""
     changes = {"num_train_epochs": 3, "id_text_loss_weight": 0.0, "per_device_train_batch_size": 12}
-    mp.spawn(train_worker, (2, free_port(), str(data), str(tmp_path / "two"), changes), nprocs=2)
+    run_together(train_worker, (2, free_port(), str(data), str(tmp_path / "two"), changes), 2)
     one, two = (load_file(path / "last" / "sr.safetensors") for path in (trained, tmp_path / "two"))
     for name in one:
         if not name.endswith(("score.bias", "key.bias")):  # gradients that are rounding noise
@@ -112,7 +112,7 @@ def test_two_processes_leave_frozen_parts_alone(data: Path, tmp_path: Path) -> N
     for processes, batch in ((1, 24), (2, 12)):
         out = tmp_path / str(processes)
         own = {**changes, "per_device_train_batch_size": batch}
-        mp.spawn(train_worker, (processes, free_port(), str(data), str(out), own), nprocs=processes)
+        run_together(train_worker, (processes, free_port(), str(data), str(out), own), processes)
         found.append(load_file(out / "last" / "sr.safetensors"))
     fresh = set_up(settings(data, tmp_path)).model.state_dict()
     for name, value in found[0].items():
@@ -145,7 +145,7 @@ def test_two_processes_draw_as_one_that_accumulates_twice(data: Path, tmp_path: 
     for processes, accumulation in ((1, 2), (2, 1)):
         named = {**changes, "gradient_accumulation_steps": accumulation}
         arguments = (processes, free_port(), str(data), str(tmp_path / str(processes)), named)
-        mp.spawn(train_worker, arguments, nprocs=processes)
+        run_together(train_worker, arguments, processes)
     curves = [
         [
             json.loads(line)["train/ranking"]
@@ -175,7 +175,7 @@ def test_a_data_worker_knows_its_process(data: Path, number: int) -> None:
 def test_a_process_without_a_row_still_takes_part(data: Path, tmp_path: Path) -> None:
     """80 samples in steps of 3 x 26 leave two rows for three processes."""
     changes = {"num_train_epochs": 1, "per_device_train_batch_size": 26}
-    mp.spawn(train_worker, (3, free_port(), str(data), str(tmp_path), changes), nprocs=3)
+    run_together(train_worker, (3, free_port(), str(data), str(tmp_path), changes), 3)
     assert (tmp_path / "metrics.json").is_file()
 
 

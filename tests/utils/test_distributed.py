@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from lsvcr.utils.distributed import (
     broadcast_object,
@@ -19,6 +18,7 @@ from lsvcr.utils.distributed import (
     world_size,
 )
 from lsvcr.utils.seeding import derived_seed, generator, seed_everything
+from tests.processes import run_together
 
 ROWS = ((0.5, -1.0), (2.0, 0.25), (-0.75, 1.5))
 SHARES = ((0, 1), (1, 3))
@@ -70,7 +70,7 @@ def _process(number: int, rendezvous: str, out: str) -> None:
 
 
 def test_two_processes_of_unequal_size_are_the_joined_rows(tmp_path: Path) -> None:
-    mp.spawn(_process, args=(str(tmp_path / "meet"), str(tmp_path)), nprocs=2)
+    run_together(_process, (str(tmp_path / "meet"), str(tmp_path)), 2)
     found = [torch.load(tmp_path / f"{number}.pt") for number in (0, 1)]
     joined = torch.tensor(ROWS, requires_grad=True)
     # The sum over processes of (mean over own rows x own rows) is the sum over all rows.
