@@ -27,10 +27,14 @@ from typing import Any
 import numpy as np
 from common import arguments, middle, report, run_child, tell
 from peers_child import Job
-from peers_data import METRICS, PROTOCOLS, judge, made_up, read_movielens, read_recbole, split
+from peers_data import METRICS, PROTOCOLS, figures_of, judge, made_up, read_movielens, read_recbole, split
 from peers_env import INSTALLS, Environment
 
 from lsvcr.data.store import open_dataset
+from lsvcr.evaluation.result import Result
+from lsvcr.evaluation.significance import paired
+from lsvcr.experiments.compare_figures import averaged
+from lsvcr.training.rank_evaluate import evaluate_rows
 
 HERE = Path(__file__).parent
 PEERS = ("ours", *INSTALLS)
@@ -80,10 +84,14 @@ QUICK_NEGATIVES = 16
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of a system's model on a set: figures by name, or why there are none."""
+    """What is known of a system's model on a set: figures by name, or why there are none.
+
+    `results` are those of the test rows by protocol, each row's values averaged over the seeds.
+    """
 
     peer: str
     model: str
+    results: dict[str, Result]
     figures: dict[str, float]
     note: str
 
@@ -152,30 +160,31 @@ class Bench:
             run_child([str(HERE / "peers_ours.py"), str(Path(job.out) / "job.json"), *words])
             return ""
         run_child(["-m", "lsvcr", "train", job.model, *words])
-        ask = ["-m", "lsvcr", "evaluate", f"{job.out}/run", "--data", f"{job.folder}/prepared", "--json"]
-        ask += ["--protocol", "full", "--metrics", ",".join(METRICS)]
-        figures: dict[str, float] = {}
-        for behind, protocol in PROTOCOLS.items():
-            told = run_child([*ask, "--filter_seen", str(protocol.filter_seen)]).stdout
-            measured = json.loads(told)
-            metrics = measured["protocols"]["full"]["metrics"]
-            figures |= {name.replace("@", "") + behind: metrics[name]["value"] for name in METRICS}
         epochs = sum("train/loss" in line for line in (Path(job.out) / "run/metrics.jsonl").open())
-        found = {"figures": figures, "epochs": epochs, "best_epoch": measured["checkpoint"]["epoch"]}
-        (Path(job.out) / "result.json").write_text(json.dumps({**found, "version": "", "note": ""}))
+        best = json.loads((Path(job.out) / "run/best/manifest.json").read_text())["progress"]["epoch"]
+        found = {"epochs": epochs, "best_epoch": best, "version": "", "note": ""}
+        (Path(job.out) / "result.json").write_text(json.dumps(found))
         return ""
 
-    def quality(self, job: Job, model: str) -> tuple[dict[str, float], str]:
-        """Metrics of a job by our evaluator, and what must be said of it."""
+    def quality(self, job: Job, model: str) -> tuple[dict[str, Result], str]:
+        """Test results of a job by our evaluator, and what must be said of it."""
         found, failure = self.run(job, model)
         if failure:
             return {}, f"not run: {failure}"
         told = f"{found['epochs']} epochs, best {found['best_epoch'] or 'the last'}"
-        figures = found.get("figures")
-        if figures is None:
-            scores = np.load(Path(job.out) / "scores.npy")
-            figures = judge(scores, open_dataset(Path(job.folder) / "prepared"))
-        return figures, "; ".join(filter(None, [told, found["note"]]))
+        return results_of(job), "; ".join(filter(None, [told, found["note"]]))
+
+
+def results_of(job: Job) -> dict[str, Result]:
+    """What our evaluator says of the test rows of a job that has run, by protocol."""
+    data = Path(job.folder) / "prepared"
+    if job.peer != "ours":
+        return judge(np.load(Path(job.out) / "scores.npy"), open_dataset(data))
+    asked = (f"{job.out}/run", str(data), "test", "full", METRICS)
+    return {
+        behind: evaluate_rows(*asked, protocol.filter_seen)[2]["full"]
+        for behind, protocol in PROTOCOLS.items()
+    }
 
 
 def our_words(job: Job, model: str) -> list[str]:
@@ -237,27 +246,36 @@ def timed(bench: Bench, folder: Path) -> dict[tuple[str, str], dict[str, float]]
 def rows_of(bench: Bench, folder: Path) -> list[Row]:
     """Everything about a set."""
     rows = []
+    seeds = bench.options.seeds
     quality = {
-        (peer, model): [
-            bench.quality(bench.job(peer, model, folder, seed), model) for seed in bench.options.seeds
-        ]
+        (peer, model): [bench.quality(bench.job(peer, model, folder, seed), model) for seed in seeds]
         for peer, model in chosen(bench.options)
     }
     speed = timed(bench, folder)
     for (peer, model), found in quality.items():
-        measured = [figures for figures, _ in found if figures]
-        means = (
-            {name: float(np.mean([figures[name] for figures in measured])) for name in measured[0]}
-            if measured
-            else {}
-        )
+        measured = [results for results, _ in found if results]
+        means = {behind: averaged([one[behind] for one in measured]) for behind in PROTOCOLS if measured}
         if measured and peer in SLOW and bench.options.turns:
-            result, _ = bench.run(bench.job(peer, model, folder, bench.options.seeds[0]), model)
+            result, _ = bench.run(bench.job(peer, model, folder, seeds[0]), model)
             speed[peer, model] = speeds([result])
-        rows.append(
-            Row(peer, model, means | speed.get((peer, model), {}), "".join(note for _, note in found[:1]))
-        )
+        figures = figures_of(means) | speed.get((peer, model), {})
+        rows.append(Row(peer, model, means, figures, "".join(note for _, note in found[:1])))
+    for row in rows:
+        row.figures.update(lead(row, [own for own in rows if own.peer == "ours"]))
     return rows
+
+
+def lead(row: Row, ours: list[Row]) -> dict[str, float]:
+    """By how much our NDCG@10 of the same model is above a system's on the same rows; its 95 % interval over users."""
+    own = next((mine for mine in ours if mine.model == row.model and mine.results), None)
+    if row.peer == "ours" or not row.results or own is None:
+        return {}
+    figures = {}
+    for behind, result in row.results.items():
+        found = paired(own.results[behind], result, METRICS[0])
+        low, high = found.interval
+        figures |= {f"lead{behind}": found.difference, f"lead{behind}_low": low, f"lead{behind}_high": high}
+    return figures
 
 
 def chosen(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
@@ -290,8 +308,9 @@ def folders(options: argparse.Namespace, environment: Environment) -> dict[str, 
 def table(rows: list[Row]) -> str:
     """The rows in Markdown: quality unfiltered / filtered, speed."""
     lines = [
-        "| model | system | NDCG@10 | Recall@10 | MRR@10 | targets/s | targets/cpu s | users/s | |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | system | NDCG@10 | Recall@10 | MRR@10 | NDCG@10, ours less it (95 %) | targets/s | targets/cpu s "
+        "| users/s | |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         pairs = [
@@ -301,8 +320,15 @@ def table(rows: list[Row]) -> str:
         rates = [
             _shown(row.figures.get(name), 0) for name in ("targets_per_s", "targets_per_cpu_s", "users_per_s")
         ]
-        lines.append(f"| {row.model} | {row.peer} | " + " | ".join([*pairs, *rates, row.note]) + " |")
+        ahead = " / ".join(_interval(row.figures, f"lead{behind}") for behind in PROTOCOLS)
+        lines.append(f"| {row.model} | {row.peer} | " + " | ".join([*pairs, ahead, *rates, row.note]) + " |")
     return "\n".join(lines)
+
+
+def _interval(figures: dict[str, float], name: str) -> str:
+    if name not in figures:
+        return "-"
+    return f"{figures[name]:+.4f} ({figures[f'{name}_low']:+.4f} to {figures[f'{name}_high']:+.4f})"
 
 
 def _shown(value: float | None, digits: int) -> str:

@@ -18,6 +18,7 @@ from lsvcr.data.rank import RankBatch, RankData
 from lsvcr.data.store import Dataset, open_dataset
 from lsvcr.evaluation.evaluator import evaluate
 from lsvcr.evaluation.protocol import Protocol
+from lsvcr.evaluation.result import Result
 from lsvcr.schema import Split, Task
 
 METRICS = ("ndcg@10", "recall@10", "mrr@10")
@@ -122,14 +123,18 @@ class GivenScores:
         return torch.from_numpy(np.pad(rows, ((0, 0), (1, 0)))).float()
 
 
-def judge(scores: np.ndarray, dataset: Dataset, part: Split = Split.TEST) -> dict[str, float]:
-    """Metrics of scores (users, items) on a split, with and without what a user has seen, by our evaluator."""
+def judge(scores: np.ndarray, dataset: Dataset, part: Split = Split.TEST) -> dict[str, Result]:
+    """What our evaluator says of scores (users, items) on a split, by protocol, row by row."""
     expected = (dataset.n_users, dataset.n_videos)
     if scores.shape != expected or not np.isfinite(scores).all():
         raise ValueError(f"scores must be finite and {expected}, not {scores.shape}")
     data = RankData(dataset, Task.REC, part, with_comments=False)
     model = GivenScores(scores, dataset.samples(Task.REC, part).user.astype(np.int64) - 1)
-    results = evaluate(model, data, PROTOCOLS, metrics=METRICS)
+    return evaluate(model, data, PROTOCOLS, metrics=METRICS)
+
+
+def figures_of(results: dict[str, Result]) -> dict[str, float]:
+    """Means over the rows by metric and protocol: `ndcg10`, `ndcg10_filtered` and so on."""
     return {
         name.replace("@", "") + behind: float(result.mean(name) or 0.0)
         for behind, result in results.items()

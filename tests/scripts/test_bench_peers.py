@@ -53,7 +53,7 @@ def test_scores_of_another_system_are_judged_by_hand_numbers(peers_data, events,
     lists = np.array([[1, 2, 6, 10, 3, 4, 5, 7, 8, 9], [12, 11, 1, 3, 4, 5, 7, 9, 10, 6]])
     scores = np.zeros((2, 12), np.float32)
     np.put_along_axis(scores, lists - 1, np.arange(10, 0, -1, dtype=np.float32)[None], axis=1)
-    found = peers_data.judge(scores, dataset)
+    found = peers_data.figures_of(peers_data.judge(scores, dataset))
     # Seen of user 9: indices 12, 11, 8, 7, 6. Before it stay 1, 3, 4, 5, 9, 10; none is tied with it that is unseen.
     expected = {
         "ndcg10": (1 / np.log2(5) + 0) / 2,
