@@ -28,8 +28,10 @@ from lsvcr.utils.errors import UserError
 
 Direction = Literal["post", "pre", "both"]
 
-_MASKING = 8
-"""Purpose of a row's random stream."""
+Ends = Literal["plain", "bert"]
+
+_MASKING, _SHOWING = 8, 9
+"""Purposes of a row's random streams."""
 
 _BLOCK = 4096
 """Rows whose masks are drawn at once where only their number is wanted."""
@@ -42,9 +44,22 @@ class Bert4RecSettings(TransformerSettings):
     num_train_epochs: int = option(500, "at most this many epochs; patience ends most runs before")
     heads: int = option(2, "attention heads")
     inner: int = option(256, "inner width of the feed-forward layers")
+    more_dropout: bool = option(True, "dropout between the feed-forward maps and behind each block, too")
     norm: NormPlace = option("first", "LayerNorm before each sub-layer, or after it")
+    ends: Ends = option(
+        "plain",
+        "bert: LayerNorm in front of the blocks and behind them, and a layer, LayerNorm and bias before the scores",
+    )
+    initial: Literal["normal", "xavier"] = option(
+        "xavier", "weights and tables are drawn with deviation 0.02, or with one that fits their size"
+    )
     activation: Activation = option("gelu", "of the feed-forward layers")
+    adam_beta2: float = option(0.98, "AdamW: how slowly the mean of squared gradients forgets")
     mask_probability: float = option(0.2, "chance of each video of a sequence to be hidden")
+    replaced: float = option(
+        0.2,
+        "share of hidden videos that show another video, or themselves, in equal parts, instead of a mask",
+    )
     last_only: float = option(
         0.0, "share of sequences of which the latest video alone is hidden, as it is when recommending"
     )
@@ -56,7 +71,7 @@ class MaskedBatch:
 
     Attributes:
         rows: (B,) row numbers.
-        video_ids: (B, L) what is read, N + 1 where a video is hidden.
+        video_ids: (B, L) what is read, N + 1 where a mask hides a video.
         targets: (B, L) the hidden video, 0 where none is.
     """
 
@@ -83,6 +98,7 @@ class MaskedData:
         length: longest history; a sequence has one video more, as it has when recommending.
         probability: chance of each video to be hidden; at least one always is.
         last_only: share of sequences of which the latest video alone is hidden.
+        replaced: share of hidden places that show any video, or the hidden one itself, in equal parts.
         windows: a longer history becomes several rows; neighbours share a video.
     """
 
@@ -93,11 +109,12 @@ class MaskedData:
         *,
         probability: float = 0.2,
         last_only: float = 0.5,
+        replaced: float = 0.0,
         windows: bool = False,
     ) -> None:
         self.sequences = SequenceData(dataset, length, windows=windows)
         self.mask = dataset.n_videos + 1
-        self.probability, self.last_only = probability, last_only
+        self.probability, self.last_only, self.replaced = probability, last_only, replaced
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -116,12 +133,19 @@ class MaskedData:
         hidden = self.hidden(rows, keys)
         arrays = {
             "rows": rows,
-            "video_ids": np.where(hidden, self.mask, ids),
+            "video_ids": np.where(hidden, self._shown(rows, ids, keys), ids),
             "targets": np.where(hidden, ids, PAD),
         }
         return MaskedBatch(
             **{name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
         )
+
+    def _shown(self, rows: np.ndarray, ids: np.ndarray, keys: tuple[int, int]) -> np.ndarray:
+        """(B, L) int64: what the places of these rows (B,) with videos ids (B, L) show where they are hidden."""
+        draws = uniforms((*keys, _SHOWING), rows, 2 * ids.shape[1]).reshape(*ids.shape, 2)
+        others = 1 + (draws[..., 1] * (self.mask - 1)).astype(np.int64)
+        masked = np.where(draws[..., 0] < self.replaced / 2, others, self.mask)
+        return np.where(draws[..., 0] >= 1 - self.replaced / 2, ids, masked)
 
     def hidden(self, rows: np.ndarray, keys: tuple[int, int]) -> np.ndarray:
         """(B, L) bool: which places of these rows (B,) are hidden, L being the longest row's length."""
@@ -136,33 +160,88 @@ class MaskedData:
         return np.where(draws[:, :1] < self.last_only, latest, some)
 
 
+class BertHead(nn.Module):
+    """From the state at a mask to scores, as BERT has it: norm(GELU(h W + c)) with the videos' table, and a bias each.
+
+    Args:
+        n_videos: N.
+        width: d.
+    """
+
+    def __init__(self, n_videos: int, width: int) -> None:
+        super().__init__()
+        # The paper has no norm here; its authors' code, which is BERT's, does.
+        self.output, self.norm = nn.Linear(width, width), nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.bias = nn.Parameter(torch.zeros(n_videos + 1))
+
+    def training_pair(self, states: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """States (P, d) and items (N + 1, d) -> (P, d + 1) and (N + 1, d + 1) float32, whose products are scores."""
+        x = self.norm(self._filled(states))
+        rows = torch.cat([items, self.bias.unsqueeze(1)], dim=1).float()
+        return torch.cat([x, x.new_ones(len(x), 1)], dim=1), rows  # the last number meets the bias
+
+    def user_vectors(self, states: Tensor) -> Tensor:
+        """(P, d) -> (P, d) float32, for products with `item_vectors`."""
+        filled = self._filled(states)
+        return F.layer_norm(filled, filled.shape[-1:], eps=self.norm.eps) + 1
+
+    def item_vectors(self, items: Tensor) -> Tensor:
+        """(N + 1, d) -> (N + 1, d) float32.
+
+        A query is w z + b with a z of mean 0, so a score is z (w e) plus what a video gets of every query: e b and its
+        bias. This constant lies along (1, ..., 1), where no z has a part, and the vectors of users are z + 1: so the
+        inner products of d numbers are the scores.
+        """
+        scaled = items * self.norm.weight
+        constant = (items * self.norm.bias).sum(dim=1) + self.bias
+        return scaled - (scaled.mean(dim=1) - constant / items.shape[1]).unsqueeze(1)
+
+    def _filled(self, states: Tensor) -> Tensor:
+        return F.gelu(self.output(states.float()))
+
+
 class BERT4Rec(SequenceTransformer):
     """The model, on sequences that are padded on the right.
 
     Args:
         n_videos: N, size of the catalogue. The table of videos has a row N + 1 for hidden ones.
         max_his: longest history; a mask beside it makes a sequence of max_his + 1.
+        ends: what stands around the blocks. plain: nothing, a state's product with a video is its score. bert: a
+            LayerNorm on either side, and a `BertHead`.
+        xavier: draw weights and tables from N(0, 2 / (rows + columns)) (Glorot and Bengio 2010), not N(0, 0.02^2).
         shape: see `SequenceTransformer`.
     """
 
-    def __init__(self, n_videos: int, max_his: int, **shape: Any) -> None:
+    def __init__(
+        self, n_videos: int, max_his: int, *, ends: Ends = "plain", xavier: bool = True, **shape: Any
+    ) -> None:
         super().__init__(n_videos + 2, max_his + 1, **shape)
         self.mask, self.max_his = n_videos + 1, max_his
         width = self.items.embedding_dim
-        self.input_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        # The paper has no norm here; its authors' code, which is BERT's, does.
-        self.output, self.output_norm = nn.Linear(width, width), nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.bias = nn.Parameter(torch.zeros(n_videos + 1))
+        self.input_norm: nn.Module = nn.Identity()
+        self.head: BertHead | None = None
+        if ends == "bert":
+            self.input_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+            self.head = BertHead(n_videos, width)
+        else:
+            self.norm = nn.Identity()
         self.apply(initialise)
+        if xavier:
+            for parameter in self.parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_normal_(parameter)
+            nn.init.zeros_(self.items.weight[PAD])
 
     def training_loss(self, batch: MaskedBatch) -> dict[str, Tensor]:
         """`loss`, a scalar: the mean over the hidden videos of the batch, of cross-entropy among all videos."""
         hidden = batch.targets != PAD
         states = self.states(batch.video_ids)[hidden]  # (P, d)
         with torch.autocast(device_type=states.device.type, enabled=False):  # scores are single precision
-            x = self.output_norm(self._filled(states))
-            queries = torch.cat([x, x.new_ones(len(x), 1)], dim=1)  # the last number meets the bias
-        rows = torch.cat([self.items.weight[:-1], self.bias.unsqueeze(1)], dim=1).float()
+            items = self.items.weight[:-1]
+            if self.head is None:
+                queries, rows = states.float(), items.float()
+            else:
+                queries, rows = self.head.training_pair(states, items)
         return {"loss": linear_cross_entropy(queries, rows, batch.targets[hidden])}
 
     def user_vectors(self, batch: RankBatch) -> Tensor:
@@ -172,32 +251,20 @@ class BERT4Rec(SequenceTransformer):
         return self.vectors_at(ids, lengths)
 
     def item_vectors(self) -> Tensor:
-        """(N + 1, d) float32 by index; row 0 is padding.
-
-        A query is w z + b with a z of mean 0, so a score is z (w e) plus what a video gets of every query: e b and the
-        bias of the output layer. This constant lies along (1, ..., 1), where no z has a part, and the vectors of users
-        are z + 1: so the inner products of d numbers are the scores.
-        """
+        """(N + 1, d) float32 by index; row 0 is padding."""
         items = self.items.weight[:-1].float()
-        scaled = items * self.output_norm.weight
-        constant = (items * self.output_norm.bias).sum(dim=1) + self.bias
-        return scaled - (scaled.mean(dim=1) - constant / items.shape[1]).unsqueeze(1)
+        return items if self.head is None else self.head.item_vectors(items)
 
     def vectors_at(self, ids: Tensor, places: Tensor) -> Tensor:
         """(B, d) float32: what the masks at `places` (B,) of sequences (B, L) ask for."""
         states = self.states(ids)[torch.arange(len(places), device=places.device), places]
         with torch.autocast(device_type=states.device.type, enabled=False):
-            filled = self._filled(states)
-            return F.layer_norm(filled, filled.shape[-1:], eps=self.output_norm.eps) + 1
+            return states.float() if self.head is None else self.head.user_vectors(states)
 
     def states(self, ids: Tensor) -> Tensor:
         """Sequences (B, L), padded with 0 on the right, with a video or mask in each -> (B, L, d)."""
         visible = ids != PAD
         return self.through_blocks(self.input_norm(self.placed(self.items(ids), visible)), visible)
-
-    def _filled(self, states: Tensor) -> Tensor:
-        """States (P, d) at masks through the output layer, (P, d) float32."""
-        return F.gelu(self.output(states.float()))
 
 
 @dataclass(frozen=True)
@@ -276,13 +343,19 @@ def build(settings: Bert4RecSettings, dataset: Dataset) -> BERT4Rec:
         UserError: settings that are out of range or do not go together.
     """
     check(settings)
-    return BERT4Rec(dataset.n_videos, settings.max_his, **settings.shape())
+    return BERT4Rec(
+        dataset.n_videos,
+        settings.max_his,
+        ends=settings.ends,
+        xavier=settings.initial == "xavier",
+        **settings.shape(),
+    )
 
 
 def check(settings: Bert4RecSettings) -> None:
     """Raise a UserError where settings are out of range or do not go together."""
     check_shape(settings)
-    for flag in ("mask_probability", "last_only"):
+    for flag in ("mask_probability", "last_only", "replaced"):
         if not 0 <= getattr(settings, flag) <= 1:
             raise UserError(f"--{flag} {getattr(settings, flag)} must be between 0 and 1")
     if settings.neg_video_num:
@@ -299,6 +372,7 @@ def train_data(settings: Bert4RecSettings, dataset: Dataset) -> MaskedData:
         settings.max_his,
         probability=settings.mask_probability,
         last_only=settings.last_only,
+        replaced=settings.replaced,
         windows=settings.windows,
     )
 

@@ -5,6 +5,7 @@ Vasilev 2023) or over sampled videos, binary cross-entropy with one negative (th
 (gSASRec, Petrov and Macdonald 2023, arXiv 2308.07192).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +38,10 @@ class SasrecSettings(TransformerSettings):
         "softmax", "softmax, over all videos or neg_video_num; or bce or gbce with neg_video_num negatives"
     )
     gbce_t: float = option(0.75, "gbce: calibration from 0 (bce) to 1 (as if all videos were negatives)")
+    base_rate: bool = option(
+        True,
+        "bce, gbce: in training scores get the logarithm of a target's odds, which they then need not learn first",
+    )
     share_negatives: Share = option("position", "each target has negatives of its own, or shares them")
     score: Literal["inner", "cosine"] = option("inner", "inner product, or cosine, of user and video")
     temperature: float = option(1.0, "divides the scores; cosine needs a small one, such as 0.07")
@@ -49,7 +54,8 @@ class SASRec(SequenceTransformer):
         n_videos: size of the catalogue.
         max_his: longest history.
         scale_items: multiply video vectors by sqrt(hidden) where they are read.
-        loss: of a training batch; `beta` is the weight of the target's part in the binary losses.
+        loss: of a training batch; in the binary losses `beta` is the weight of the target's part, and `offset` is added
+            to all scores.
         cosine: score by cosine, not by inner product.
         temperature: divides the scores in training.
         shape: see `SequenceTransformer`.
@@ -63,13 +69,15 @@ class SASRec(SequenceTransformer):
         scale_items: bool = True,
         loss: Loss = "softmax",
         beta: float = 1.0,
+        offset: float = 0.0,
         cosine: bool = False,
         temperature: float = 1.0,
         **shape: Any,
     ) -> None:
         super().__init__(n_videos + 1, max_his, **shape)
         self.scale = self.items.embedding_dim**0.5 if scale_items else 1.0
-        self.loss, self.beta, self.cosine, self.temperature = loss, beta, cosine, temperature
+        self.loss, self.beta, self.offset = loss, beta, offset
+        self.cosine, self.temperature = cosine, temperature
         self.apply(initialise)
 
     def training_loss(self, batch: SequenceBatch) -> dict[str, Tensor]:
@@ -88,7 +96,7 @@ class SASRec(SequenceTransformer):
         same = drawn == targets.unsqueeze(1)
         if self.loss == "softmax":
             return softmax_of_scores(own, others, same)
-        return binary_of_scores(own, others, same, self.beta)
+        return binary_of_scores(own + self.offset, others + self.offset, same, self.beta)
 
     def user_vectors(self, batch: RankBatch) -> Tensor:
         """(B, d) float32: the state of the latest video."""
@@ -133,12 +141,14 @@ def build(settings: SasrecSettings, dataset: Dataset) -> SASRec:
         UserError: settings that do not go together.
     """
     check(settings, dataset)
+    beta = _beta(settings, dataset)
     return SASRec(
         dataset.n_videos,
         settings.max_his,
         scale_items=settings.scale_items,
         loss=settings.loss,
-        beta=_beta(settings, dataset),
+        beta=beta,
+        offset=_offset(settings, beta),
         cosine=settings.score == "cosine",
         temperature=settings.temperature,
         **settings.shape(),
@@ -164,6 +174,18 @@ def _beta(settings: SasrecSettings, dataset: Dataset) -> float:
     if settings.loss != "gbce":
         return 1.0
     return gbce_beta(settings.neg_video_num, dataset.n_videos, settings.gbce_t)
+
+
+def _offset(settings: SasrecSettings, beta: float) -> float:
+    """What is added to all scores in training so that scores of 0 predict a target as often as there is one.
+
+    It changes no order. Without it the first thing to learn from many negatives is that nearly nothing is a target; all
+    users' vectors turn one way for that, and with seeds of bad luck stay so for dozens of epochs. Lin et al. 2017
+    (arXiv 1708.02002, section 3.3) begin with such a bias for the same reason.
+    """
+    if settings.loss == "softmax" or not settings.base_rate:
+        return 0.0
+    return math.log(beta / settings.neg_video_num)
 
 
 def train_data(settings: SasrecSettings, dataset: Dataset) -> SequenceData:

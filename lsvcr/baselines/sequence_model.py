@@ -28,6 +28,7 @@ class TransformerSettings(BaselineSettings):
     inner: int = option(64, "inner width of the feed-forward layers")
     dropout: float = option(0.1, "dropout on hidden states")
     attention_dropout: float = option(0.1, "dropout on attention weights")
+    more_dropout: bool = option(False, "dropout between the feed-forward maps and behind each block, too")
     norm: NormPlace = option("first", "LayerNorm before each sub-layer, or after it")
     activation: Activation = option("relu", "of the feed-forward layers")
     positions: Positions = option(
@@ -39,7 +40,7 @@ class TransformerSettings(BaselineSettings):
 
     def shape(self) -> dict[str, Any]:
         """Arguments of `SequenceTransformer`, apart from its sizes."""
-        names = "hidden layers heads inner dropout attention_dropout norm activation positions"
+        names = "hidden layers heads inner dropout attention_dropout more_dropout norm activation positions"
         return {name: getattr(self, name) for name in names.split()}
 
 
@@ -56,7 +57,7 @@ class TransformerBody(TrainedModel):
     Args:
         table: of videos, if the model has one; its `items`.
         longest: sequence that is read.
-        hidden, layers, heads, inner, dropout, attention_dropout, norm, activation: of the transformer.
+        hidden, layers, heads, inner, dropout, attention_dropout, more_dropout, norm, activation: of the transformer.
         positions: what learned positions are counted from.
     """
 
@@ -71,6 +72,7 @@ class TransformerBody(TrainedModel):
         inner: int,
         dropout: float,
         attention_dropout: float,
+        more_dropout: bool,
         norm: NormPlace,
         activation: Activation,
         positions: Positions,
@@ -82,7 +84,8 @@ class TransformerBody(TrainedModel):
         self.positions = None if positions == "none" else nn.Embedding(longest, hidden)
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(hidden, heads, inner, dropout, attention_dropout, norm, activation) for _ in range(layers)
+            Block(hidden, heads, inner, dropout, attention_dropout, norm, activation, more_dropout)
+            for _ in range(layers)
         )
         # Where the norm comes last, the last block has just normalised.
         self.norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS) if norm == "first" else nn.Identity()

@@ -6,11 +6,12 @@ behind each history by itself, so that an empty one is the mask alone.
 
 import numpy as np
 import torch
+from torch import nn
 
-from lsvcr.baselines.bert4rec import BERT4Rec
+from lsvcr.baselines.bert4rec import BERT4Rec, BertHead
 from lsvcr.export.blocks import Sight, linear, lowest_of_blocks, norm
 from lsvcr.export.graph import Graph, array
-from lsvcr.export.hiding import reach_of_norm
+from lsvcr.export.hiding import Reach, reach_of_norm, reach_of_rows
 from lsvcr.export.sequences import answered, counted, inputs, key_limit, lengths, placed, rows_of
 from lsvcr.serving.bundle_write import Part
 
@@ -39,11 +40,17 @@ def encoder_graph(model: BERT4Rec) -> bytes:
     states = answered(
         graph, model, _read(graph, model, video, steps, real), *_sights(graph, model, steps, real)
     )
-    filled = graph.op("Gelu", linear(graph, model.output, states))
-    one = np.ones(width, dtype=np.float32)
-    answer = graph.op("LayerNormalization", filled, one, one, axis=-1, epsilon=model.output_norm.eps)
-    graph.output(answer, "user", ["B", width])
+    graph.output(_headed(graph, model.head, states), "user", ["B", width])
     return graph.to_bytes()
+
+
+def _headed(graph: Graph, head: BertHead | None, states: str) -> str:
+    """(B, d) -> (B, d), what `user_vectors` of the head makes of the states."""
+    if head is None:
+        return states
+    filled = graph.op("Gelu", linear(graph, head.output, states))
+    one = np.ones(head.output.out_features, dtype=np.float32)
+    return graph.op("LayerNormalization", filled, one, one, axis=-1, epsilon=head.norm.eps)
 
 
 def _read(graph: Graph, model: BERT4Rec, video: str, steps: str, real: str) -> str:
@@ -53,12 +60,20 @@ def _read(graph: Graph, model: BERT4Rec, video: str, steps: str, real: str) -> s
     is_video = graph.op("Unsqueeze", graph.op("Less", steps, real), np.array([2]))
     read = graph.op("Where", is_video, longer, array(model.items.weight)[model.mask])
     read = placed(graph, model, read, steps, graph.op("Add", real, np.array(1)))
-    return norm(graph, model.input_norm, read)
+    return norm(graph, model.input_norm, read) if isinstance(model.input_norm, nn.LayerNorm) else read
+
+
+def _reach(model: BERT4Rec) -> Reach:
+    """Of what enters the blocks."""
+    if isinstance(model.input_norm, nn.LayerNorm):
+        return reach_of_norm(model.input_norm)
+    tables = [model.items, *([] if model.positions is None else [model.positions])]
+    return reach_of_rows(*(array(table.weight) for table in tables))
 
 
 def _sights(graph: Graph, model: BERT4Rec, steps: str, real: str) -> tuple[Sight, Sight]:
     """All steps see the history and the mask behind it, which asks."""
-    hidden = lowest_of_blocks(model.blocks, reach_of_norm(model.input_norm))
+    hidden = lowest_of_blocks(model.blocks, _reach(model))
     visible = graph.op("LessOrEqual", steps, real)  # (B, V + 1)
     limit = key_limit(graph, visible, hidden)
     shape = graph.op("Shape", visible)

@@ -57,6 +57,7 @@ class Block(nn.Module):
         dropout, attention_dropout: on a sub-layer's output and on attention weights.
         norm: where LayerNorm stands.
         activation: of the feed-forward layer.
+        more_dropout: between the two feed-forward maps and behind the block, too.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Block(nn.Module):
         attention_dropout: float,
         norm: NormPlace = "first",
         activation: Activation = "relu",
+        more_dropout: bool = False,
     ) -> None:
         super().__init__()
         self.norm_first = norm == "first"
@@ -75,6 +77,8 @@ class Block(nn.Module):
         self.attention = SelfAttention(width, heads, attention_dropout)
         self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
         self.dropout, self.inner_dropout = Dropout(dropout), Dropout(dropout)
+        more = dropout if more_dropout else 0.0
+        self.middle_dropout, self.block_dropout = Dropout(more), Dropout(more)
         self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.inner_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
 
@@ -82,12 +86,12 @@ class Block(nn.Module):
         """(B, L, D) -> (B, L, D); `visible` as in `SelfAttention`."""
         if self.norm_first:
             x = x + self.dropout(self.attention(self.attention_norm(x), visible))
-            fed: Tensor = x + self.inner_dropout(self._feed(self.inner_norm(x)))
+            fed: Tensor = self.block_dropout(x + self.inner_dropout(self._feed(self.inner_norm(x))))
             return fed
         x = self.attention_norm(x + self.dropout(self.attention(x, visible)))
-        finished: Tensor = self.inner_norm(x + self.inner_dropout(self._feed(x)))
+        finished: Tensor = self.block_dropout(self.inner_norm(x + self.inner_dropout(self._feed(x))))
         return finished
 
     def _feed(self, x: Tensor) -> Tensor:
-        fed: Tensor = self.down(self.activation(self.up(x)))
+        fed: Tensor = self.down(self.middle_dropout(self.activation(self.up(x))))
         return fed

@@ -14,7 +14,7 @@ _FROM_0: Bound = (lambda value: value >= 0, " must be 0 or more")
 _NONE_OR_MORE: Bound = (_FROM_0[0], ": give 0 (none) or more")
 _CATALOGUE_OR_MORE: Bound = (_FROM_0[0], " must be 0 (the whole catalogue) or more")
 _SHARE: Bound = (lambda value: 0 <= value <= 1, " must be between 0 and 1")
-_DROPOUT: Bound = (lambda value: 0 <= value < 1, " must be at least 0 and below 1")
+_BELOW_1: Bound = (lambda value: 0 <= value < 1, " must be at least 0 and below 1")
 
 _NAMES: dict[Bound, str] = {
     _ABOVE_0: "hidden layers heads inner text_width temperature max_position max_his max_text_length directions "
@@ -29,7 +29,7 @@ _NAMES: dict[Bound, str] = {
     _NONE_OR_MORE: "contrast_batch head_start_epochs head_start_taste_steps wide_titles taste_texts",
     _CATALOGUE_OR_MORE: "neg_video_num",
     _SHARE: "warmup_ratio gbce_t",
-    _DROPOUT: "dropout attention_dropout lora_dropout",
+    _BELOW_1: "dropout attention_dropout lora_dropout adam_beta2",
 }
 _BOUNDS = {name: bound for bound, names in _NAMES.items() for name in names.split()}
 

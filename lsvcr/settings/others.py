@@ -29,6 +29,9 @@ class EpochSettings:
     dataloader_num_workers: int = option(0, "worker processes that build batches")
     learning_rate: float = option(1e-3, "peak learning rate")
     weight_decay: float = option(0.0, "AdamW weight decay")
+    adam_beta2: float = option(
+        0.999, "AdamW: how slowly the mean of squared gradients forgets; 0.98 forgets in 50 steps"
+    )
     lr_scheduler_type: Literal["constant", "linear", "cosine", "cosine_tenth"] = option(
         "constant", "after warm-up; cosine_tenth ends at a tenth of the peak"
     )

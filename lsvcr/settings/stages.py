@@ -199,6 +199,7 @@ class RankSettings(SRSettings):
     dataloader_num_workers: int = option(0, "worker processes that read sample ids")
     learning_rate: float = option(1e-3, "peak learning rate")
     weight_decay: float = option(1e-5, "AdamW weight decay")
+    adam_beta2: float = option(0.999, "AdamW: how slowly the mean of squared gradients forgets")
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = option("constant", "after warm-up")
     warmup_ratio: float = option(0.0, "share of steps with rising learning rate")
     num_train_epochs: int = option(50, "at most this many epochs")

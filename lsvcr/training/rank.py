@@ -116,7 +116,11 @@ class Trainer:
         self.model = setup.model.to(accelerator.device)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
-            trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            trained,
+            lr=settings.learning_rate,
+            betas=(0.9, settings.adam_beta2),
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.metric = metric_name(settings)

@@ -23,8 +23,17 @@ from lsvcr.training.rank_restore import restore
 from lsvcr.utils.errors import UserError
 from tests.data.raw_files import write_movielens
 
-SMALL = {"max_his": 6, "hidden": 16, "inner": 32, "heads": 2, "dropout": 0.0, "attention_dropout": 0.0}
+SMALL = {
+    "max_his": 6,
+    "hidden": 16,
+    "inner": 32,
+    "heads": 2,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "replaced": 0.0,
+}
 ALL_ROWS = np.arange(24)
+BOTH_ENDS = pytest.mark.parametrize("ends", ["plain", "bert"])
 
 
 def made(dataset: Dataset, **changes: object) -> BERT4Rec:
@@ -36,7 +45,8 @@ def made(dataset: Dataset, **changes: object) -> BERT4Rec:
             if isinstance(layer, torch.nn.Linear):
                 layer.weight.normal_(std=0.3)
         model.items.weight[1:].normal_()
-        model.bias.normal_()
+        if model.head is not None:
+            model.head.bias.normal_()
     return model
 
 
@@ -92,9 +102,30 @@ def test_one_is_hidden_at_least_and_all_at_most(tiny_dataset: Dataset) -> None:
     assert masks(MaskedData(tiny_dataset, 6, probability=1.0, last_only=0.0), 20).all()
 
 
+def test_some_hidden_videos_show_another_or_themselves(tiny_dataset: Dataset) -> None:
+    """Of the hidden a tenth each; another one is any of 32, the hidden one among them."""
+    rows = MaskedData(tiny_dataset, 6, last_only=0.0, replaced=0.2)
+    batches = [rows.training(ALL_ROWS, (1, epoch)) for epoch in range(600)]
+    shown, targets = (
+        torch.stack([getattr(batch, name) for batch in batches]) for name in ("video_ids", "targets")
+    )
+    hidden = targets > 0
+    masked, same = (shown == 33)[hidden], (shown == targets)[hidden]
+    assert masked.float().mean().item() == pytest.approx(0.8, abs=0.015)
+    assert same.float().mean().item() == pytest.approx(0.1 + 0.1 / 32, abs=0.012)
+    others = shown[hidden][~masked & ~same]
+    assert torch.bincount(others, minlength=33)[1:].min() > 0.5 * len(others) / 32 and others.max() == 32
+    # What is not hidden is as it was, and the targets are those that are without it.
+    alone = MaskedData(tiny_dataset, 6, last_only=0.0)
+    for epoch in (0, 1):
+        before = alone.training(ALL_ROWS, (1, epoch))
+        assert torch.equal(before.targets, targets[epoch])
+        assert torch.equal(before.video_ids[~hidden[epoch]], shown[epoch][~hidden[epoch]])
+
+
 def test_masks_are_a_function_of_seed_epoch_and_row(tiny_dataset: Dataset) -> None:
     """However rows are spread over processes and batches."""
-    rows = MaskedData(tiny_dataset, 6)
+    rows = MaskedData(tiny_dataset, 6, replaced=0.5)
     together = rows.training(ALL_ROWS, (1, 3))
     order = np.random.default_rng(0).permutation(24)
     for process in range(3):
@@ -121,10 +152,11 @@ def test_windows_cover_a_history(tiny_dataset: Dataset) -> None:
 # The model.
 
 
+@BOTH_ENDS
 @pytest.mark.parametrize("norm", ["first", "last"])
-def test_a_hidden_video_does_not_reach_its_own_place(tiny_dataset: Dataset, norm: str) -> None:
+def test_a_hidden_video_does_not_reach_its_own_place(tiny_dataset: Dataset, norm: str, ends: str) -> None:
     """Nobody sees a video twice: what is found at a mask may depend on every row that is read, and no other."""
-    model = made(tiny_dataset, norm=norm)
+    model = made(tiny_dataset, norm=norm, ends=ends)
     batch = train_data(Bert4RecSettings(**SMALL, last_only=0.0), tiny_dataset).training(ALL_ROWS, (1, 0))
     for row in range(24):
         ids, targets = batch.video_ids[row : row + 1], batch.targets[row]
@@ -137,8 +169,9 @@ def test_a_hidden_video_does_not_reach_its_own_place(tiny_dataset: Dataset, norm
             assert read == set(ids[0].tolist()) - {0}
 
 
-def test_a_mask_sees_both_sides(tiny_dataset: Dataset) -> None:
-    model = made(tiny_dataset)
+@BOTH_ENDS
+def test_a_mask_sees_both_sides(tiny_dataset: Dataset, ends: str) -> None:
+    model = made(tiny_dataset, ends=ends)
     ids, place = torch.tensor([[3, 9, 33, 5, 7]]), torch.tensor([2])
     asked = model.vectors_at(ids, place)
     for changed in ([3, 8, 33, 5, 7], [3, 9, 33, 6, 7], [9, 3, 33, 5, 7]):
@@ -146,54 +179,64 @@ def test_a_mask_sees_both_sides(tiny_dataset: Dataset) -> None:
 
 
 def plain_loss(model: BERT4Rec, ids: Tensor, targets: Tensor) -> Tensor:
-    """Place by place, as the paper has it: softmax(GELU(h W + b) E^T + b), with the norm of its authors' code."""
-    states, terms = model.states(ids), []
+    """Place by place, as the paper has it: softmax(GELU(h W + b) E^T + b), with the norm of its authors' code; or
+    softmax(h E^T)."""
+    states, terms, head = model.states(ids), [], model.head
     for row, place in targets.nonzero().tolist():
-        x = F.gelu(states[row, place] @ model.output.weight.T + model.output.bias)
-        x = (x - x.mean()) / (x.var(correction=0) + 1e-8).sqrt()
-        logits = (model.items.weight[1:33] @ x + model.bias[1:]).double()
+        x, bias = states[row, place], torch.zeros(33)
+        if head is not None:
+            x = F.gelu(x @ head.output.weight.T + head.output.bias)
+            x, bias = (x - x.mean()) / (x.var(correction=0) + 1e-8).sqrt(), head.bias
+        logits = (model.items.weight[1:33] @ x + bias[1:]).double()
         terms.append(logits.logsumexp(0) - logits[int(targets[row, place]) - 1])
     return torch.stack(terms).mean().float()
 
 
+@BOTH_ENDS
 @pytest.mark.parametrize(
     "options",
-    [{}, {"norm": "first", "activation": "relu"}, {"positions": "start"}, {"positions": "none"}],
+    [{}, {"norm": "last", "activation": "relu"}, {"positions": "start"}, {"positions": "none"}],
     ids=str,
 )
-def test_the_loss_is_that_of_the_paper(tiny_dataset: Dataset, options: dict) -> None:
-    model = made(tiny_dataset, **options)
+def test_the_loss_is_that_of_the_paper(tiny_dataset: Dataset, options: dict, ends: str) -> None:
+    model = made(tiny_dataset, ends=ends, **options)
     batch = train_data(Bert4RecSettings(**SMALL), tiny_dataset).training(ALL_ROWS, (1, 0))
     expected = plain_loss(model, batch.video_ids, batch.targets)
     torch.testing.assert_close(model(batch)["loss"], expected)
 
 
-def test_neither_padding_nor_the_mask_gets_a_score(tiny_dataset: Dataset) -> None:
-    model = made(tiny_dataset)
+@BOTH_ENDS
+def test_neither_padding_nor_the_mask_gets_a_score(tiny_dataset: Dataset, ends: str) -> None:
+    model = made(tiny_dataset, ends=ends)
     batch = train_data(Bert4RecSettings(**SMALL), tiny_dataset).training(ALL_ROWS, (1, 0))
     before = model(batch)["loss"]
     with torch.no_grad():
-        model.bias[0] = 50.0
+        if model.head is None:
+            model.items.weight[0] = 50.0
+        else:
+            model.head.bias[0] = 50.0
     assert model.item_vectors().shape == (33, 16) and torch.equal(model(batch)["loss"], before)
 
 
 @torch.no_grad()
 def test_products_of_vectors_are_what_the_output_layer_says(tiny_dataset: Dataset) -> None:
     """norm(GELU(h W + b)) E^T + c, its norm with any weights."""
-    model = made(tiny_dataset)
-    model.output_norm.weight.normal_()
-    model.output_norm.bias.normal_()
+    model = made(tiny_dataset, ends="bert")
+    head = model.head
+    head.norm.weight.normal_()
+    head.norm.bias.normal_()
     ids, places = torch.tensor([[3, 9, 33, 5], [33, 0, 0, 0]]), torch.tensor([2, 0])
     states = model.states(ids)[torch.arange(2), places]
-    x = model.output_norm(F.gelu(states @ model.output.weight.T + model.output.bias))
-    wanted = x @ model.items.weight[:33].T + model.bias
+    x = head.norm(F.gelu(states @ head.output.weight.T + head.output.bias))
+    wanted = x @ model.items.weight[:33].T + head.bias
     found = model.vectors_at(ids, places) @ model.item_vectors().T
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_a_mask_behind_the_latest_videos_asks_for_the_next(tiny_dataset: Dataset) -> None:
+@BOTH_ENDS
+def test_a_mask_behind_the_latest_videos_asks_for_the_next(tiny_dataset: Dataset, ends: str) -> None:
     """Test histories have 6 videos, of which the model reads 4."""
-    model = made(tiny_dataset, max_his=4)
+    model = made(tiny_dataset, max_his=4, ends=ends)
     batch = RankData(tiny_dataset, Task.REC, Split.TEST, max_videos=4).evaluation(np.arange(3))
     samples, events = tiny_dataset.samples(Task.REC, Split.TEST), tiny_dataset.video_events
     found = model.user_vectors(batch)
@@ -222,6 +265,8 @@ def test_positions_are_counted_from_where_the_setting_says(tiny_dataset: Dataset
         ({"layers": 0}, "--layers 0"),
         ({"mask_probability": 1.5}, "--mask_probability 1.5"),
         ({"last_only": -0.1}, "--last_only -0.1"),
+        ({"replaced": 1.1}, "--replaced 1.1"),
+        ({"adam_beta2": 1.0}, "--adam_beta2 1.0"),
         ({"neg_video_num": 9}, "--neg_video_num 9: bert4rec learns from the whole catalogue"),
     ],
 )

@@ -1,5 +1,6 @@
 """SASRec: its losses by hand, its options, what it refuses, and that it learns what can be learned."""
 
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from lsvcr.baselines.sasrec import SASRec, SasrecSettings, build
 from lsvcr.data.rank_sequences import SequenceBatch, SequenceData
 from lsvcr.data.store import Dataset
 from lsvcr.losses.ranking import gbce_beta
+from lsvcr.losses.scores import binary_of_scores
 from lsvcr.training.baseline import run
 from lsvcr.utils.errors import UserError
 from tests.guards.source import ROOT
@@ -35,14 +37,16 @@ def made(dataset: Dataset, **changes: object) -> tuple[SASRec, SequenceBatch]:
     return model, rows.training(np.arange(6), (1, 0), settings.neg_video_num)
 
 
-def plain_loss(model: SASRec, batch: SequenceBatch, loss: str, beta: float) -> Tensor:
-    """Position by position, as the papers have it."""
+def plain_loss(
+    model: SASRec, batch: SequenceBatch, loss: str, beta: float = 1.0, offset: float = 0.0
+) -> Tensor:
+    """Position by position, as the papers have it, with `offset` added to all scores."""
     states = model.states(batch.video_ids)
     scored = F.normalize(states, dim=-1) if model.cosine else states
     table = F.normalize(model.items.weight, dim=-1) if model.cosine else model.items.weight
     terms = []
     for row, step in (batch.targets > 0).nonzero().tolist():
-        scores = (table @ scored[row, step] / model.temperature).double()
+        scores = (table @ scored[row, step] / model.temperature).double() + offset
         target = int(batch.targets[row, step])
         if batch.negatives.numel() == 0:
             terms.append(scores[1:].logsumexp(0) - scores[target])
@@ -60,13 +64,31 @@ def plain_loss(model: SASRec, batch: SequenceBatch, loss: str, beta: float) -> T
 
 
 @pytest.mark.parametrize("share", ["position", "sequence", "batch"])
+@pytest.mark.parametrize("base_rate", [True, False])
 @pytest.mark.parametrize("loss", ["softmax", "bce", "gbce"])
-def test_sampled_losses_are_those_of_the_papers(tiny_dataset: Dataset, loss: str, share: str) -> None:
+def test_sampled_losses_are_those_of_the_papers(
+    tiny_dataset: Dataset, loss: str, base_rate: bool, share: str
+) -> None:
     """12 draws of 32 videos: some are targets."""
-    model, batch = made(tiny_dataset, loss=loss, share_negatives=share, neg_video_num=12)
+    changes = {"loss": loss, "share_negatives": share, "base_rate": base_rate}
+    model, batch = made(tiny_dataset, neg_video_num=12, **changes)
     beta = gbce_beta(12, 32, 0.75) if loss == "gbce" else 1.0
     assert beta == 1.0 or 0.4 < beta < 0.6
-    torch.testing.assert_close(model.training_loss(batch)["loss"], plain_loss(model, batch, loss, beta))
+    offset = math.log(beta / 12) if base_rate else 0.0  # which softmax does not see
+    expected = plain_loss(model, batch, loss, beta, offset)
+    torch.testing.assert_close(model.training_loss(batch)["loss"], expected)
+
+
+@pytest.mark.parametrize("loss", ["bce", "gbce"])
+def test_scores_of_0_are_right_about_how_rare_targets_are(tiny_dataset: Dataset, loss: str) -> None:
+    """Then no other constant, added to all scores, has a lower loss."""
+    model = made(tiny_dataset, loss=loss, neg_video_num=9)[0]
+    own, others = torch.zeros(1), torch.zeros(1, 9)
+    offset = torch.tensor(model.offset, requires_grad=True)
+    binary_of_scores(own + offset, others + offset, None, model.beta).backward()
+    assert model.offset < -2 and offset.grad is not None and abs(offset.grad.item()) < 1e-6
+    # The original has one negative for one target: nothing is added.
+    assert made(tiny_dataset, loss="bce", neg_video_num=1)[0].offset == 0.0
 
 
 @pytest.mark.parametrize(
@@ -82,7 +104,7 @@ def test_sampled_losses_are_those_of_the_papers(tiny_dataset: Dataset, loss: str
 )
 def test_the_whole_softmax_with_every_option(tiny_dataset: Dataset, options: dict) -> None:
     model, batch = made(tiny_dataset, **options)
-    torch.testing.assert_close(model.training_loss(batch)["loss"], plain_loss(model, batch, "softmax", 1.0))
+    torch.testing.assert_close(model.training_loss(batch)["loss"], plain_loss(model, batch, "softmax"))
 
 
 @pytest.mark.parametrize("positions", ["end", "start", "none"])

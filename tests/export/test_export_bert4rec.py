@@ -28,6 +28,7 @@ from tests.export.sequence_bundles import (
 OPTIONS = {
     "as it is": {},
     "norm last": {"norm": "last"},
+    "BERT's ends": {"ends": "bert"},
     "from the oldest": {"positions": "start"},
     "no positions": {"positions": "none", "activation": "relu"},
     "one block, one head": {"layers": 1, "heads": 1, "norm": "last"},
@@ -70,18 +71,21 @@ def test_every_option(tiny: Place, tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("positions", ["end", "start", "none"])
 @pytest.mark.parametrize("norm", ["first", "last"])
+@pytest.mark.parametrize("ends", ["plain", "bert"])
 @torch.no_grad()
 def test_scores_are_the_model_s_for_any_lengths_and_padding(
-    norm: str, positions: str, activation: str
+    ends: str, norm: str, positions: str, activation: str
 ) -> None:
     """Against the output layer as it stands, a mask behind each history alone."""
-    model = model_of(norm=norm, positions=positions, activation=activation)
+    model = model_of(ends=ends, norm=norm, positions=positions, activation=activation)
     made_part = part(model)
     for lengths, ids, found in answers_of_graph(made_part, 20):
         for row, length in enumerate(lengths):
             state = model.states(torch.tensor([[*ids[row, :length].tolist(), 21]]))[0, -1]
-            filled = model.output_norm(torch.nn.functional.gelu(model.output(state)))
-            scores = model.items.weight[:21] @ filled + model.bias
+            scores = model.items.weight[:21] @ state
+            if model.head is not None:
+                filled = model.head.norm(torch.nn.functional.gelu(model.head.output(state)))
+                scores = model.items.weight[:21] @ filled + model.head.bias
             np.testing.assert_allclose(made_part.items @ found[row], scores.numpy(), rtol=1e-5, atol=2e-5)
 
 

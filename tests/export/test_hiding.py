@@ -16,14 +16,15 @@ from lsvcr.export.hiding import HIDDEN, Reach, lowest, reach_of_norm, reach_of_r
 from lsvcr.serving.bundle_write import Part
 
 LENGTHS = [3, 6, 0, 1, 5, 2]
-KINDS = pytest.mark.parametrize("kind", ["sasrec", "bert4rec"])
+KINDS = pytest.mark.parametrize("kind", ["sasrec", "bert4rec", "bert4rec with BERT's ends"])
 
 
 def model_of(kind: str, **changes: object) -> SASRec | BERT4Rec:
     torch.manual_seed(0)
     if kind == "sasrec":
         return SASRec(20, 6, **{**SasrecSettings().shape(), **changes}).eval()
-    return BERT4Rec(20, 6, **{**Bert4RecSettings().shape(), **changes}).eval()
+    ends = "bert" if kind != "bert4rec" else "plain"
+    return BERT4Rec(20, 6, ends=ends, **{**Bert4RecSettings().shape(), **changes}).eval()
 
 
 def part_of(model: SASRec | BERT4Rec) -> Part:

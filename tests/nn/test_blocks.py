@@ -13,6 +13,7 @@ from lsvcr.nn.masks import open_first
 from lsvcr.nn.pooling import AdditivePooling
 from lsvcr.nn.ragged import segment_mean
 from lsvcr.nn.similarity import cosine_logits, unit
+from lsvcr.nn.transformer import Block
 
 
 @settings(max_examples=40, deadline=None)
@@ -140,6 +141,19 @@ def test_dropout_is_drawn_anew_from_the_global_generator_without_a_pattern():
     centred = (first > 0).float() - 0.5
     for step in (1, 2, 3, 4):
         assert abs((centred[:, step:] * centred[:, :-step]).mean().item()) < 5 * 0.25 / math.sqrt(4096 * 60)
+
+
+@pytest.mark.parametrize("norm", ["first", "last"])
+def test_more_dropout_acts_inside_the_feed_forward_layer_and_behind_the_block(norm):
+    blocks = {more: Block(8, 2, 16, 0.25, 0.0, norm, "gelu", more) for more in (False, True)}
+    blocks[True].load_state_dict(blocks[False].state_dict())
+    x, zeros = torch.randn(50, 20, 8), {}
+    for more, block in blocks.items():
+        block.down.register_forward_pre_hook(lambda _, given, more=more: zeros.update({more: given[0] == 0}))
+        share = 0.25 if more else 0.0
+        assert (block.train()(x) == 0).float().mean().item() == pytest.approx(share, abs=0.02)
+        assert zeros[more].float().mean().item() == pytest.approx(share, abs=0.02)
+    torch.testing.assert_close(blocks[True].eval()(x), blocks[False].eval()(x))
 
 
 def test_heads_must_divide_the_width():

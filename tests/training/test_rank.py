@@ -119,14 +119,18 @@ def test_the_optimiser_gets_the_rates_of_the_schedule(
 ) -> None:
     """15 steps, the first 3 of them warm-up; the rate a step is made with, not the one before or after."""
     rates: list[float] = []
+    betas: set[tuple[float, float]] = set()
     update = training.Trainer._update
 
     def spy(self: training.Trainer, step: int) -> None:
         update(self, step)
         rates.extend(group["lr"] for group in self.optimizer.param_groups)
+        betas.update(group["betas"] for group in self.optimizer.param_groups)
 
     monkeypatch.setattr(training.Trainer, "_update", spy)
-    run(settings(data, tmp_path, learning_rate=6e-3, warmup_ratio=0.2, lr_scheduler_type=kind))
+    rate = {"learning_rate": 6e-3, "warmup_ratio": 0.2, "lr_scheduler_type": kind, "adam_beta2": 0.97}
+    run(settings(data, tmp_path, **rate))
+    assert betas == {(0.9, 0.97)}
     left = [1 - done / 12 for done in range(12)]
     falls = {
         "constant": [1.0] * 12,
