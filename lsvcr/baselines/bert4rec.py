@@ -55,6 +55,9 @@ class Bert4RecSettings(TransformerSettings):
     )
     activation: Activation = option("gelu", "of the feed-forward layers")
     adam_beta2: float = option(0.98, "AdamW: how slowly the mean of squared gradients forgets")
+    windows: bool = option(
+        True, "train on all of a history longer than max_his, window by window; False: on its latest videos"
+    )
     mask_probability: float = option(0.2, "chance of each video of a sequence to be hidden")
     replaced: float = option(
         0.2,

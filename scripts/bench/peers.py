@@ -62,6 +62,7 @@ MODELS = {
     "sasrec_bce": Model("sasrec", "bce", ("ours", "rectools", "replay", "rechub")),
     "gsasrec": Model("sasrec", "gbce", ("ours", "rectools"), negatives=256),
     "bert4rec": Model("bert4rec", "softmax", ("ours", "rectools", "replay", "recbole")),
+    "bert4rec_windows": Model("bert4rec", "softmax", ("ours",)),
 }
 
 OURS = {
@@ -69,7 +70,8 @@ OURS = {
     "sasrec_windows": "--windows True",
     "sasrec_bce": "",
     "gsasrec": "--gbce_t 0.75 --share_negatives sequence",
-    "bert4rec": "",
+    "bert4rec": "--windows False",
+    "bert4rec_windows": "--windows True",
 }
 """Flags of `lsvcr train` by model, besides those of `our_words`."""
 
