@@ -17,6 +17,8 @@ BIG = 1 << 26
 """float32 numbers of the arrays that are read for the memory's speed: 256 MiB, beyond every cache."""
 
 TIMES = 9
+BETWEEN = 10
+"""Requests between two readings of as many bytes as the item vectors have: its time moves with the machine."""
 
 
 def floors() -> dict[str, float]:
@@ -46,33 +48,40 @@ def fastest(work: Callable[[], object]) -> float:
     return min(seconds)
 
 
-def answers(bundle: Path, bodies: Path, requests: int) -> dict[str, float]:
-    """Latency of single requests on raw ids with full histories, and memory after them."""
+def answers(bundle: Path, bodies: Path, requests: int, item_bytes: int = 0) -> dict[str, float]:
+    """Latency of single requests on raw ids with full histories, and memory after them.
+
+    Args:
+        item_bytes: of the item vectors; with them `read_ms` is the median time to read as many, between the requests.
+    """
     from lsvcr.serving.runtime import Recommender
 
     start = time.perf_counter()
     recommender = Recommender.load(bundle)
     loaded = time.perf_counter() - start
     queries = [json.loads(line) for line in bodies.read_text().splitlines()]
-    found = quantiles("", lambda i: recommender.recommend(**queries[i % len(queries)], k=10), requests)
+    beside = np.ones(item_bytes // 4, dtype=np.float32)
+    found = quantiles(
+        "", lambda i: recommender.recommend(**queries[i % len(queries)], k=10), requests, beside
+    )
     if "comm_rank" in recommender.tasks:
         asked = [{**query, "video": query["video_history"][0]} for query in queries]
         found |= quantiles(
             "comments_", lambda i: recommender.rank_comments(**asked[i % len(asked)]), requests
         )
-    return {
-        "load_s": loaded,
-        **found,
-        "rss_mb": resident(os.getpid()) / 1e6,
-        "rss_over_bundle": resident(os.getpid()) / size(bundle),
-    }
+    own = resident(os.getpid()) - beside.nbytes
+    return {"load_s": loaded, **found, "rss_mb": own / 1e6, "rss_over_bundle": own / size(bundle)}
 
 
-def quantiles(name: str, work: Callable[[int], object], count: int) -> dict[str, float]:
+def quantiles(
+    name: str, work: Callable[[int], object], count: int, beside: np.ndarray | None = None
+) -> dict[str, float]:
     """Median and 99th percentile of single calls, in milliseconds; a twentieth before them warms up.
 
     `fastest_ms`, the fastest, and `cpu_ms`, processor time of a call, depend less on what else the machine does.
+    `read_ms` is the median time to read the numbers `beside` (n,), once in `BETWEEN` calls.
     """
+    reads = []
     for number in range(count // 20 + 1):
         work(number)
     took = []
@@ -81,9 +90,16 @@ def quantiles(name: str, work: Callable[[int], object], count: int) -> dict[str,
         start = time.perf_counter()
         work(number)
         took.append(time.perf_counter() - start)
+        if beside is not None and number % BETWEEN == 0:
+            start, before = time.perf_counter(), time.process_time()
+            np.dot(beside, beside)
+            reads.append(time.perf_counter() - start)
+            used += time.process_time() - before
     used = time.process_time() - used
     p50, p99 = 1e3 * np.quantile(took, [0.5, 0.99])
+    read = {} if beside is None else {f"{name}read_ms": 1e3 * float(np.median(reads))}
     return {
+        **read,
         f"{name}p50_ms": float(p50),
         f"{name}p99_ms": float(p99),
         f"{name}fastest_ms": 1e3 * min(took),
@@ -112,12 +128,15 @@ def main() -> None:
     parser.add_argument("bundle", help="bundle folder; or `floors`")
     parser.add_argument("--bodies", type=Path)
     parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument(
+        "--item_bytes", type=int, default=0, help="of the item vectors, read between the requests"
+    )
     options = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     if options.bundle == "floors":
         print(json.dumps(floors()))
     else:
-        print(json.dumps(answers(Path(options.bundle), options.bodies, options.requests)))
+        print(json.dumps(answers(Path(options.bundle), options.bodies, options.requests, options.item_bytes)))
 
 
 if __name__ == "__main__":
