@@ -72,7 +72,7 @@ class TransformerBody(TrainedModel):
         inner: int,
         dropout: float,
         attention_dropout: float,
-        more_dropout: bool,
+        more_dropout: bool = False,
         norm: NormPlace,
         activation: Activation,
         positions: Positions,
